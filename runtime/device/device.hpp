@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+// The GPU side of the house: one of the two seams. A Device is frames, a page table, a fault buffer, copy engines and
+// queues. Nothing above this header knows which implementation runs (soft/ is threads and fibers, gpu/ is HIP or CUDA).
+//
+// Contract shared by every function, unless it says otherwise:
+//   Thread: any. Two calls on pages of the same block never run concurrently (the block's claim orders them); calls on
+//           different blocks do.
+//   Blocks on: device hardware only; never on application code, a host page fault, or a block's claim.
+//   Never allocates on the paths map/unmap/quiesce/fetch/replay/copy; never touches managed memory through the CPU's
+//   mapping, except that a `host` mapping target may be any address the host mirror vouched for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "space/page.hpp"
+#include "space/page_mask.hpp"
+#include "space/park.hpp"
+#include "space/status.hpp"
+
+namespace hmmrt {
+
+struct DeviceCaps {
+  bool retryable_faults = false;  // an access that misses waits and is replayed
+  bool remote_mapping = false;    // can map host pages (and peer frames, with `peer`)
+  bool access_counters = false;   // counts remote accesses and reports hot regions
+  bool coherent = false;          // the CPU can address frames directly
+  bool system_atomics = false;    // atomics on a host mapping are atomic with the CPU's
+  bool peer = false;              // can map and copy another device's frames
+  bool dirty_bits = false;        // unmap() tells which pages were written; otherwise it says all of them
+};
+
+struct DeviceInfo {
+  std::string name;               // "soft:0"
+  std::string description;        // one line for people
+  std::uint64_t memory_bytes = 0; // frames * 4 KiB
+  std::uint32_t compute_units = 0;
+  std::uint32_t wave_size = 0;    // lanes of a wave
+  std::uint32_t fault_buffer_entries = 0;
+  DeviceCaps caps;
+};
+
+// One entry of the fault buffer. The access stays stalled until its page is replayed or the launch is cancelled.
+struct DeviceFault {
+  std::uintptr_t addr = 0;   // byte address of the access
+  std::uint64_t time_ns = 0;
+  std::uint32_t launch = 0;  // which launch faulted (cancel() takes it)
+  std::uint32_t wave = 0;
+  Access access = Access::read;
+};
+
+// A hot region that a device accesses remotely (capability access_counters).
+struct AccessCount {
+  std::uintptr_t base = 0;   // block address
+  std::uint32_t count = 0;   // remote accesses since the last report
+  Processor resident = k_cpu;
+};
+
+// Contiguous frames [first, first + count) of one device.
+struct FrameRun {
+  Frame first = k_no_frame;
+  std::uint32_t count = 0;
+};
+
+// What a run of pages is mapped to.
+enum class Target : std::uint8_t { frames, host, peer };
+
+// Pages [first, first + count) of a block, mapped to one contiguous target.
+struct MapSpan {
+  std::uint16_t first = 0;
+  std::uint16_t count = 0;
+  Rights rights = Rights::none;
+  Target target = Target::frames;
+  Processor peer = k_no_processor;  // with Target::peer: whose frames
+  Frame frame = k_no_frame;         // with frames and peer
+  std::byte* host = nullptr;        // with host
+};
+
+enum class CopyKind : std::uint8_t { host_to_device, device_to_host, peer_to_device };
+
+// One contiguous copy by a device's copy engine. `frame` is this device's; `peer_frame` is on device `peer`.
+struct CopyRun {
+  CopyKind kind = CopyKind::host_to_device;
+  Processor peer = k_no_processor;
+  Frame frame = k_no_frame;
+  Frame peer_frame = k_no_frame;
+  std::uint32_t pages = 0;
+  std::byte* host = nullptr;
+};
+
+using CopyTicket = std::uint64_t;  // 0: already complete
+using Queue = std::uint32_t;       // a device's handle for one in-order queue; 0 is never valid
+
+struct Grid {
+  std::uint64_t x = 1, y = 1, z = 1;  // work items in each dimension
+};
+
+// A kernel: `run` is called once per wave with the lanes [first, first + count) of the linearised grid (x fastest).
+// `functor` is copied at launch; it must be trivially copyable.
+struct Launch {
+  const char* name = "";  // copied; shown in errors and traces
+  void (*run)(const void* functor, const Grid& grid, std::uint64_t first, std::uint64_t count) = nullptr;
+  const void* functor = nullptr;
+  std::size_t functor_bytes = 0;
+  Grid grid;
+};
+
+// Why a launch failed: its first forbidden access.
+struct LaunchError {
+  hmmrt_result_t result = HMMRT_SUCCESS;
+  std::uintptr_t addr = 0;
+  Access access = Access::read;
+  char kernel[64] = {};
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual const DeviceInfo& info() const = 0;
+
+  // --- frames ---------------------------------------------------------------------------------------------------
+  // Fills `frames[i]` for each page i of `pages` with a free frame, as contiguous and 2 MiB-aligned as free memory
+  // allows (a full mask gets one 2 MiB frame when there is one). All or nothing: returns false, and changes nothing,
+  // when fewer frames are free. Contents are undefined; zero_frames() clears. `frames` has 512 entries.
+  virtual bool allocate_frames(const PageMask& pages, Frame* frames) = 0;
+  virtual void free_frames(const PageMask& pages, const Frame* frames) = 0;
+  virtual std::uint64_t free_frame_count() const = 0;
+  virtual void zero_frames(const PageMask& pages, const Frame* frames) = 0;
+  // CPU address of a frame, or null where the CPU cannot address device memory.
+  virtual std::byte* frame_address(Frame frame) = 0;
+
+  // --- page table -----------------------------------------------------------------------------------------------
+  // Installs translations for pages of the block at `base`; replaces what was there (widening or narrowing rights,
+  // moving the target). Narrowing and moving need a quiesce() before they can be relied on.
+  virtual void map(std::uintptr_t base, std::span<const MapSpan> spans) = 0;
+  // Removes translations; unmapped pages are ignored. Returns the pages written through the removed translations.
+  virtual PageMask unmap(std::uintptr_t base, const PageMask& pages) = 0;
+  // On return no access is in flight, or will start, through a translation removed or narrowed before the call.
+  virtual void quiesce() = 0;
+
+  // --- fault buffer ---------------------------------------------------------------------------------------------
+  // Takes up to out.size() entries, oldest first; 0 when empty. Does not block: the doorbell given at creation rings
+  // when the buffer turns non-empty.
+  virtual std::size_t fetch_faults(std::span<DeviceFault> out) = 0;
+  // Accesses stalled on these pages are tried again.
+  virtual void replay(std::uintptr_t base, const PageMask& pages) = 0;
+  virtual void replay_all() = 0;
+  // Fails the launch: its stalled waves end, waves not started never run, and its queue reports the error.
+  virtual void cancel(std::uint32_t launch, const LaunchError& error) = 0;
+  // Faults dropped because the buffer was full, so far. Dropped accesses stay stalled and push again at replay_all().
+  virtual std::uint64_t fault_overflows() const = 0;
+
+  // --- use ------------------------------------------------------------------------------------------------------
+  virtual std::size_t fetch_access_counts(std::span<AccessCount> out) = 0;
+  // Recency of local use of a block: larger is later, 0 means never or unknown. Cheap; called for victim choice.
+  virtual std::uint64_t last_use(std::uintptr_t base) const = 0;
+
+  // --- copy engines ---------------------------------------------------------------------------------------------
+  // Starts the copies, in any order among themselves. The runs array need not outlive the call; the memory must,
+  // until wait_copy() returns for the ticket. Many tickets may be in flight.
+  virtual CopyTicket copy_async(std::span<const CopyRun> runs) = 0;
+  // False when a run of the ticket failed; then destination contents are undefined and sources are untouched.
+  virtual bool wait_copy(CopyTicket ticket) = 0;
+
+  // --- queues ---------------------------------------------------------------------------------------------------
+  virtual Status create_queue(Queue* out) = 0;
+  // Waits for the queue's work, then frees it.
+  virtual void destroy_queue(Queue queue) = 0;
+  virtual Status launch(Queue queue, const Launch& launch) = 0;
+  // Runs fn(arg) on a host thread in queue order: after everything enqueued before, before everything after.
+  virtual Status enqueue_host(Queue queue, void (*fn)(void*), void* arg) = 0;
+  // Waits until the queue is empty. Returns, and clears, the first launch error since the last synchronize.
+  virtual LaunchError synchronize(Queue queue) = 0;
+  // True when everything enqueued has finished.
+  virtual bool idle(Queue queue) = 0;
+};
+
+}  // namespace hmmrt

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+// The CPU side of the house: the other seam. A HostMirror knows the CPU's page table for managed ranges: it says when
+// the CPU touches a page that is elsewhere or when the application changes its mappings, and it takes pages away from
+// the CPU and gives them back. Implementations: uffd/ (userfaultfd, no module), shim/ (our module), kfd/ (AMD's).
+//
+// Contract:
+//   Thread: any, with the block's claim held by the caller, except fetch() (one event thread) and wake().
+//   Blocks on: the kernel only. Never on a claim, a device's user work, or a managed page fault.
+//   Partial success is normal: each page gets one status, and a page that is not `done` was left as it was.
+//
+// The three steps of a transfer (one block, one direction), driven by migrate/:
+//   to_device   prepare: pages leave the CPU's page table, contents stable  (duplicate: only write-protected)
+//               copy:    contents -> frames                       commit: what the withdrawal still held is dropped
+//   to_host     prepare: a landing place exists for each page
+//               copy:    frames -> landing place                  commit: pages appear in the CPU's page table
+// Between prepare and commit the caller may give up with rollback(): every page is as before prepare.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "device/device.hpp"
+#include "space/page.hpp"
+#include "space/page_mask.hpp"
+#include "space/status.hpp"
+
+namespace hmmrt {
+
+enum class PageStatus : std::uint8_t { done, not_populated, busy, pinned, gone, forbidden };
+
+// Every page asked for is in exactly one mask.
+struct PageOutcome {
+  PageMask done;
+  PageMask not_populated;  // never touched: nothing to copy, reads as zero. The page counts as withdrawn.
+  PageMask busy;           // lost a race with the application or the kernel: try again later
+  PageMask pinned;         // held by I/O or a long-term pin: must stay in system memory
+  PageMask gone;           // no longer mapped
+  PageMask forbidden;      // the CPU's mapping gives no such rights (mprotect)
+  PageMask taken() const { return done | not_populated; }
+};
+
+enum class Direction : std::uint8_t { to_device, to_host };
+
+// One block's pages on their way. Preallocated by the pipeline, one per token; `scratch` is the mirror's.
+struct Transfer {
+  std::uintptr_t base = 0;
+  Direction direction = Direction::to_device;
+  bool duplicate = false;        // to_device: the CPU keeps reading. to_host: deliver read-only, the device keeps reading.
+  Device* device = nullptr;
+  const Frame* frames = nullptr; // 512 entries, valid for outcome.done pages before copy()
+  PageMask pages;                // asked for
+  PageMask clean;                // to_host: pages the device has not written since they were withdrawn here
+  PageMask copied;               // out of copy(): pages whose bytes really moved (the rest needed no copy)
+  PageOutcome outcome;           // out of prepare(); commit() may still move pages from done to busy/gone
+  CopyTicket ticket = 0;
+  std::array<std::uint64_t, 16> scratch{};
+};
+
+enum class HostEventKind : std::uint8_t { fault, remove, unmap, remap };
+
+struct HostEvent {
+  HostEventKind kind = HostEventKind::fault;
+  Access access = Access::read;     // fault
+  bool write_protected = false;     // fault on a present, write-protected page
+  std::uintptr_t addr = 0;          // fault: byte address. Others: start of the range
+  std::size_t bytes = 0;            // remove, unmap, remap
+  std::uintptr_t to = 0;            // remap: new address
+  std::uint64_t time_ns = 0;
+  std::uint32_t thread = 0;         // fault: faulting thread id, or 0 when the kernel does not say
+};
+
+struct HostMirrorInfo {
+  std::string name;         // "uffd"
+  std::string path;         // how pages are withdrawn and why: "move" or "fallback: kernel 6.1 has no UFFDIO_MOVE"
+  std::string note;         // what is missing and what it costs; "" when nothing
+  bool kernel_faults = false;   // system calls given device-resident buffers work
+  bool write_protect = false;   // read-only duplicates beside the CPU's mapping are possible
+  bool any_pointer = false;     // pointers need no registration (shim, kfd with XNACK)
+};
+
+class HostMirror {
+ public:
+  virtual ~HostMirror() = default;
+  virtual const HostMirrorInfo& info() const = 0;
+
+  // --- ranges ---------------------------------------------------------------------------------------------------
+  // Reserves private anonymous memory suited to this mirror, `bytes` a multiple of 2 MiB and 2 MiB aligned, already
+  // attached. Null when the system refuses (failure_detail() says why).
+  virtual std::byte* allocate(std::size_t bytes) = 0;
+  // Detaches and unmaps what allocate() returned. No page of it may be claimed or resident elsewhere.
+  virtual void release(std::byte* addr, std::size_t bytes) = 0;
+  // Makes an existing private anonymous mapping manageable. Errors: not page aligned, not wholly mapped, not private
+  // anonymous, hugetlb, already watched by another userfaultfd.
+  virtual Status attach(std::uintptr_t addr, std::size_t bytes) = 0;
+  // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory.
+  virtual Status detach(std::uintptr_t addr, std::size_t bytes) = 0;
+  // Rights the CPU's mapping gives now, in spans covering [addr, addr + bytes): calls fn(addr, bytes, rights).
+  virtual void query_rights(std::uintptr_t addr, std::size_t bytes,
+                            void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) = 0;
+
+  // --- events ---------------------------------------------------------------------------------------------------
+  // Waits up to timeout_ms (-1: for ever) for events; returns how many were written. Returns 0 on timeout or
+  // interrupt(). Thread: one at a time, and it must never wait for a claim: application threads inside munmap, and
+  // other threads' calls here, wait for events to be read.
+  virtual std::size_t fetch(std::span<HostEvent> out, int timeout_ms) = 0;
+  virtual void interrupt() = 0;
+  // Lets threads that faulted on these pages try again (after a page turned out to be present already).
+  virtual void wake(std::uintptr_t base, const PageMask& pages) = 0;
+
+  // --- transfers ------------------------------------------------------------------------------------------------
+  virtual void prepare(Transfer& t) = 0;
+  virtual void copy(Transfer& t) = 0;      // starts; sets t.ticket and t.copied
+  virtual bool finish_copy(Transfer& t) = 0;  // waits; false when the copy failed (caller rolls back)
+  virtual void commit(Transfer& t) = 0;    // delivering also wakes the threads that faulted on the pages
+  virtual void rollback(Transfer& t) = 0;
+
+  // --- single steps ---------------------------------------------------------------------------------------------
+  // Gives the CPU zeroed pages where it has none and no other processor has any (first touch). Pages already there are
+  // done. Wakes.
+  virtual PageOutcome populate(std::uintptr_t base, const PageMask& pages) = 0;
+  // Write-protects (true) or unprotects and wakes (false) pages present on the CPU.
+  virtual PageOutcome write_protect(std::uintptr_t base, const PageMask& pages, bool on) = 0;
+  // Gives back withdrawn pages whose contents here are still valid (the device only read them), without copying.
+  virtual PageOutcome give_back(std::uintptr_t base, const PageMask& pages) = 0;
+  // Forgets contents kept for withdrawn pages (freed, discarded, or dropped by the application).
+  virtual void drop(std::uintptr_t base, const PageMask& pages) = 0;
+  // Makes populated CPU pages safe for a device to map in place; address is where the device finds them. Pages stay
+  // in the CPU's page table.
+  virtual PageOutcome map_remote(std::uintptr_t base, const PageMask& pages) = 0;
+  virtual std::byte* remote_address(std::uintptr_t addr) = 0;
+  // Takes pages away from the CPU but leaves them in system memory, for one device to map alone; their address is
+  // then exclusive_address(). Undone by give_back().
+  virtual PageOutcome make_exclusive(std::uintptr_t base, const PageMask& pages) = 0;
+  virtual std::byte* exclusive_address(std::uintptr_t addr) = 0;
+  // Bytes of bookkeeping, and of system memory held in staging that no one can reach.
+  virtual std::uint64_t metadata_bytes() const = 0;
+};
+
+}  // namespace hmmrt
