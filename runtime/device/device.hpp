@@ -137,8 +137,9 @@ class Device {
   virtual void map(std::uintptr_t base, std::span<const MapSpan> spans) = 0;
   // Removes translations; unmapped pages are ignored. Returns the pages written through the removed translations.
   virtual PageMask unmap(std::uintptr_t base, const PageMask& pages) = 0;
-  // On return no access is in flight, or will start, through a translation removed or narrowed before the call.
-  virtual void quiesce() = 0;
+  // True: no access is in flight, or will start, through a translation removed or narrowed before the call. False: after
+  // timeout_ns some access was still in flight (it may be stuck in a CPU fault on a `host` target); call again.
+  virtual bool quiesce(std::uint64_t timeout_ns) = 0;
 
   // --- fault buffer ---------------------------------------------------------------------------------------------
   // Takes up to out.size() entries, oldest first; 0 when empty. Does not block: the doorbell given at creation rings

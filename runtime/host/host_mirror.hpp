@@ -97,15 +97,23 @@ class HostMirror {
   virtual Status attach(std::uintptr_t addr, std::size_t bytes) = 0;
   // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory.
   virtual Status detach(std::uintptr_t addr, std::size_t bytes) = 0;
+  // After a remap event: [from, from + bytes) is attached no more, [to, to + bytes) is, and what was kept for withdrawn
+  // pages (staged contents, protection) now belongs to the page's new address. Blocks of both ranges claimed. On failure
+  // neither is attached and kept contents are lost.
+  virtual Status rehome(std::uintptr_t /*from*/, std::uintptr_t /*to*/, std::size_t /*bytes*/) {
+    return HMMRT_ERROR_NOT_SUPPORTED;
+  }
   // Rights the CPU's mapping gives now, in spans covering [addr, addr + bytes): calls fn(addr, bytes, rights).
   virtual void query_rights(std::uintptr_t addr, std::size_t bytes,
                             void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) = 0;
 
   // --- events ---------------------------------------------------------------------------------------------------
-  // Waits up to timeout_ms (-1: for ever) for events; returns how many were written. Returns 0 on timeout or
-  // interrupt(). Thread: one at a time, and it must never wait for a claim: application threads inside munmap, and
-  // other threads' calls here, wait for events to be read.
-  virtual std::size_t fetch(std::span<HostEvent> out, int timeout_ms) = 0;
+  // Waits up to timeout_ns (negative: for ever) until fetch() has something to read, or interrupt() was called.
+  virtual void wait(std::int64_t timeout_ns) = 0;
+  // Reads waiting events without blocking; returns how many were written. Reading an event lets the application's
+  // madvise, munmap or mremap go on. Thread: the event thread, which must never wait for a claim: application threads,
+  // and other threads' calls here, wait for events to be read.
+  virtual std::size_t fetch(std::span<HostEvent> out) = 0;
   virtual void interrupt() = 0;
   // Lets threads that faulted on these pages try again (after a page turned out to be present already).
   virtual void wake(std::uintptr_t base, const PageMask& pages) = 0;
@@ -121,9 +129,14 @@ class HostMirror {
   // Gives the CPU zeroed pages where it has none and no other processor has any (first touch). Pages already there are
   // done. Wakes.
   virtual PageOutcome populate(std::uintptr_t base, const PageMask& pages) = 0;
+  // Gives the CPU one zeroed page if it has none at `page`, and wakes. The one step that needs no claim: the caller holds
+  // the block's state lock and knows that the page is the CPU's.
+  virtual void populate_unclaimed(std::uintptr_t page) = 0;
   // Write-protects (true) or unprotects and wakes (false) pages present on the CPU.
   virtual PageOutcome write_protect(std::uintptr_t base, const PageMask& pages, bool on) = 0;
   // Gives back withdrawn pages whose contents here are still valid (the device only read them), without copying.
+  // not_populated: nothing was ever kept (the page reads as zero: populate it). forbidden: the contents went to frames
+  // only (withdrawn by copy): deliver them with a Transfer.
   virtual PageOutcome give_back(std::uintptr_t base, const PageMask& pages) = 0;
   // Forgets contents kept for withdrawn pages (freed, discarded, or dropped by the application).
   virtual void drop(std::uintptr_t base, const PageMask& pages) = 0;

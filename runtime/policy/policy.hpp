@@ -13,20 +13,11 @@
 #include <memory>
 #include <string_view>
 
+#include "space/block_history.hpp"
 #include "space/page.hpp"
 #include "space/page_mask.hpp"
 
 namespace hmmrt {
-
-// A policy's memory about one block: 256 zero-initialised bytes that live and die with the block.
-struct alignas(8) BlockHistory {
-  std::array<std::byte, 256> bytes{};
-  template <class T>
-  T& as() {
-    static_assert(sizeof(T) <= sizeof(bytes) && alignof(T) <= 8);
-    return *reinterpret_cast<T*>(bytes.data());
-  }
-};
 
 // One block as a policy sees it.
 struct BlockView {
@@ -99,6 +90,8 @@ class Policy {
     (void)history, (void)now_ns;
     return false;
   }
+  // Whether a region that a device accesses remotely and often (access counters) should move there.
+  virtual bool follows_access_counters() const { return false; }
 };
 
 // The policies by name; null for a name that does not exist. policy_names() lists them, comma separated.

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: MIT
+// The device side of the fault service: batches of device faults, retries, timed pins, access counters.
+#include <algorithm>
+#include <cstdio>
+
+#include "fault/fault_service.hpp"
+#include "fault/view.hpp"
+#include "migrate/coherence.hpp"
+
+namespace hmmrt {
+
+namespace {
+constexpr std::uint64_t k_retry_ns = 20'000;        // a page that was busy
+constexpr std::uint64_t k_full_retry_ns = 100'000;  // a device whose frames are all being worked on
+constexpr std::uint32_t k_full_rounds = 2'000;      // fruitless rounds before a launch fails for lack of memory
+}  // namespace
+
+// One batch of one device through the pipeline.
+class FaultService::DeviceJobs final : public Jobs {
+ public:
+  DeviceJobs(FaultService& service, Processor p)
+      : service_(service),
+        p_(p),
+        frames_left_(service.house_.device(p).info().memory_bytes / k_page_size / 2) {}
+
+  bool plan(std::size_t i, Work& work) override {
+    House& house = service_.house_;
+    BatchGroup& g = service_.device_batch_->group(i);
+    const PageMask faulted = g.faults.pages();
+    Block* block = house.space.find(g.base);
+    if (block == nullptr) {
+      service_.cancel_launches(p_, g.base, faulted, HMMRT_ERROR_ILLEGAL_ADDRESS);
+      return false;
+    }
+    if (!block->try_claim()) {
+      service_.later(p_, g.base, faulted, house.clock.now_ns() + k_retry_ns);
+      return false;
+    }
+    work.block = block;
+    work.to = p_;
+    work.write = g.faults.write | g.faults.atomic;
+    work.atomic = g.faults.atomic;
+    work.started_ns = g.oldest_ns;
+    const PageMask stranger = faulted - block->valid;
+    if (stranger.any()) service_.cancel_launches(p_, g.base, stranger, HMMRT_ERROR_ILLEGAL_ADDRESS);
+    const PageMask forbidden = (faulted & block->no_access) | (work.write & block->read_only);
+    if (forbidden.any()) service_.cancel_launches(p_, g.base, forbidden, HMMRT_ERROR_ACCESS_DENIED);
+    work.faulted = faulted - stranger - forbidden;
+
+    PageMask asking = work.faulted;
+    PageMask here;
+    if (const DevicePart* part = block->part(p_); part != nullptr) {
+      PageMask stale = asking & part->mapped & (~work.write | part->writable);
+      if (!house.device(p_).info().caps.system_atomics) {
+        stale = stale - (work.atomic & (part->remote - part->exclusive));
+      }
+      work.satisfied = stale;
+      house.tally(*block, p_, block->base).add(Count::stale_faults, stale.count());
+      asking = asking - stale;
+      // Ours already, only the translation is missing or too weak.
+      here = asking & part->resident;
+      const PageMask keep_shared = here & block->shared() & ~work.write;
+      work.pages |= here - keep_shared;
+      work.duplicate |= keep_shared;
+      asking = asking - here;
+    }
+    if (asking.any()) {
+      Plan plan;
+      const PageMask waiting = ask_policy(house, *block, g.faults, asking, 0, work, plan);
+      if (waiting.any()) service_.later(p_, g.base, waiting, house.clock.now_ns() + plan.throttle_ns);
+      work.faulted = work.faulted - waiting;
+      if (work.to != p_ && here.any()) {  // first what is ours; the rest, which belongs elsewhere, next time
+        work.to = p_;
+        work.pages = here - work.duplicate;
+        service_.later(p_, g.base, work.faulted - here, house.clock.now_ns());
+        work.faulted = work.faulted & (here | work.satisfied);
+      }
+      if (plan.pin_ns != 0) service_.later(p_, g.base, block->held, block->held_until_ns, true);
+    }
+    // A batch never brings in more than half of the device, so that what it brought survives until it was used.
+    const std::uint64_t wanted = (work.pages | work.duplicate).count();
+    if (planned_ != 0 && planned_ + wanted > frames_left_) {
+      service_.later(p_, g.base, work.faulted, house.clock.now_ns());
+      release(house, *block);
+      return false;
+    }
+    planned_ += wanted;
+    return true;
+  }
+
+  void done(std::size_t, Work& w) override {
+    House& house = service_.house_;
+    Block& b = *w.block;
+    const std::uint64_t now = house.clock.now_ns();
+    service_.latencies_.device_fault_ns.add(now - w.started_ns);
+    if (w.to != p_) {  // went to its preferred location; this device asks again and finds it there
+      house.device(p_).replay(b.base, w.faulted);
+      return;
+    }
+    // Stale faults never went through a stage that replays them.
+    house.device(p_).replay(b.base, w.satisfied);
+    PageMask left = w.faulted - w.satisfied;
+    if (left.none()) {
+      service_.full_rounds_[p_ - 1u] = 0;
+      return;
+    }
+    const PageMask forbidden = left & w.forbidden;
+    if (forbidden.any()) service_.cancel_launches(p_, b.base, forbidden, HMMRT_ERROR_ACCESS_DENIED);
+    left = left - forbidden;
+    const PageMask gone = left & w.gone;
+    if (gone.any()) service_.cancel_launches(p_, b.base, gone, HMMRT_ERROR_ILLEGAL_ADDRESS);
+    left = left - gone;
+    const PageMask pinned = left & w.pinned;
+    if (pinned.any()) service_.cancel_launches(p_, b.base, pinned, HMMRT_ERROR_PINNED);
+    left = left - pinned;
+    const PageMask full = left & w.full;
+    if (full.any()) {
+      if (++service_.full_rounds_[p_ - 1u] > k_full_rounds) {
+        service_.cancel_launches(p_, b.base, full, HMMRT_ERROR_DEVICE_FULL);
+      } else {
+        service_.later(p_, b.base, full, now + k_full_retry_ns);
+      }
+      left = left - full;
+    }
+    if (left.any()) {
+      house.tally(b, p_, b.base).add(Count::retries, left.count());
+      service_.later(p_, b.base, left, now + k_retry_ns);
+    }
+  }
+
+ private:
+  FaultService& service_;
+  Processor p_;
+  std::uint64_t frames_left_;
+  std::uint64_t planned_ = 0;
+};
+
+bool FaultService::serve_device(Processor p) {
+  Device& device = house_.device(p);
+  const std::size_t n = device.fetch_faults({fetched_.data(), config_.batch_size});
+  bool did = n != 0;
+  if (n != 0) {
+    FaultBatch& batch = *device_batch_;
+    batch.clear();
+    for (std::size_t i = 0; i < n; ++i) batch.add(p, fetched_[i].addr, fetched_[i].access, fetched_[i].time_ns);
+    batch.sort();
+    fetched_count_ = n;
+    const Tally tally{&house_.counters, house_.device_counters[p - 1u], nullptr};
+    tally.add(Count::fault_batches);
+    tally.add(Count::device_faults, n);
+    tally.add(Count::duplicate_faults, batch.duplicates());
+    latencies_.batch_faults.add(n);
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      BatchGroup& g = batch.group(i);
+      if (const Block* block = house_.space.find(g.base); block != nullptr && block->range != nullptr) {
+        block->range->counters.add(Count::device_faults, g.faults.faults);
+      }
+    }
+    if (house_.log.on()) {
+      house_.log.record({.time_ns = house_.clock.now_ns(), .a = n, .b = batch.size(),
+                         .kind = EventKind::fault_batch, .processor = p});
+    }
+    DeviceJobs jobs(*this, p);
+    device_pipeline_.run(batch.size(), jobs);
+  }
+  const std::uint64_t overflows = device.fault_overflows();
+  if (overflows != overflows_seen_[p - 1u]) {
+    overflows_seen_[p - 1u] = overflows;
+    device.replay_all();
+    did = true;
+  }
+  return did;
+}
+
+void FaultService::cancel_launches(Processor p, std::uintptr_t base, const PageMask& pages, hmmrt_result_t result) {
+  const Tally tally{&house_.counters, house_.device_counters[p - 1u], nullptr};
+  for (std::size_t i = 0; i < fetched_count_; ++i) {
+    const DeviceFault& fault = fetched_[i];
+    if (block_floor(fault.addr) != base || !pages.test(page_in_block(fault.addr))) continue;
+    LaunchError error;
+    error.result = result;
+    error.addr = fault.addr;
+    error.access = fault.access;
+    tally.add(Count::cancelled_faults);
+    house_.device(p).cancel(fault.launch, error);
+  }
+}
+
+bool FaultService::serve_access_counts(Processor p) {
+  std::array<AccessCount, 32> counts;
+  const std::size_t n = house_.device(p).fetch_access_counts(counts);
+  if (!config_.access_counter_migration) return n != 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    Block* block = house_.space.find(counts[i].base);
+    if (block == nullptr || !block->try_claim()) continue;
+    const std::uint64_t now = house_.clock.now_ns();
+    DevicePart* part = block->part(p);
+    const BlockView view = view_of(house_, *block, p);
+    // A region that the device uses remotely and often moves there, unless something holds it where it is.
+    const bool held = block->held.any() && now < block->held_until_ns;
+    if (part != nullptr && !held && !house_.policy.ping_pong(block->history, now)) {
+      const PageMask hot = (part->remote & block->on_cpu) - view.preferred_elsewhere - view.accessed_by - block->pinned;
+      if (hot.any() && house_.policy.follows_access_counters()) {
+        Work& work = *scratch_work_;
+        reset(work);
+        work.block = block;
+        work.to = p;
+        work.pages = hot;
+        work.cause = Cause::access_counter;
+        carry_out(house_, work, device_pipeline_.spare());
+      }
+    }
+    release(house_, *block);
+  }
+  return n != 0;
+}
+
+void FaultService::later(Processor p, std::uintptr_t base, const PageMask& pages, std::uint64_t due_ns, bool unpin) {
+  const std::lock_guard guard(later_lock_);
+  for (Later& l : later_) {
+    if (l.base == base && l.processor == p && l.unpin == unpin) {
+      l.pages |= pages;
+      l.due_ns = unpin ? std::max(l.due_ns, due_ns) : std::min(l.due_ns, due_ns);
+      return;
+    }
+  }
+  if (later_.size() == later_.capacity() && !unpin) {
+    house_.device(p).replay(base, pages);  // no room to remember: let them fault again
+    return;
+  }
+  if (later_.size() < later_.capacity()) later_.push_back({due_ns, base, p, unpin, pages});
+}
+
+bool FaultService::serve_later() {
+  const std::uint64_t now = house_.clock.now_ns();
+  bool did = false;
+  for (;;) {
+    Later due{};
+    {
+      const std::lock_guard guard(later_lock_);
+      const auto it = std::find_if(later_.begin(), later_.end(), [&](const Later& l) { return l.due_ns <= now; });
+      if (it == later_.end()) return did;
+      due = *it;
+      *it = later_.back();
+      later_.pop_back();
+    }
+    did = true;
+    if (due.unpin) {
+      end_pin(due.base, due.pages);
+    } else {
+      house_.device(due.processor).replay(due.base, due.pages);
+    }
+  }
+}
+
+void FaultService::end_pin(std::uintptr_t base, const PageMask& pages) {
+  Block* block = house_.space.find(base);
+  if (block == nullptr) return;
+  if (!block->try_claim()) {
+    later(1, base, pages, house_.clock.now_ns() + k_retry_ns, true);
+    return;
+  }
+  const std::uint64_t now = house_.clock.now_ns();
+  if (block->held.any() && now < block->held_until_ns) {
+    later(1, base, block->held, block->held_until_ns, true);  // held on meanwhile
+  } else if (block->held.any()) {
+    // Remote mappings end with the pin: the next access faults, and the policy looks again.
+    PageMask remote;
+    for (Processor p = 1; p <= house_.device_count; ++p) {
+      if (const DevicePart* part = block->part(p); part != nullptr) remote |= part->remote - part->exclusive;
+    }
+    take_away(house_, *block, remote & block->held);
+    house_.tally(*block, k_cpu, base).add(Count::unpins);
+    block->held = PageMask{};
+  }
+  release(house_, *block);
+}
+
+std::uint64_t FaultService::next_due_ns() const {
+  const std::lock_guard guard(later_lock_);
+  std::uint64_t due = 0;
+  for (const Later& l : later_) due = due == 0 ? l.due_ns : std::min(due, l.due_ns);
+  return due;
+}
+
+bool FaultService::step_device() {
+  const std::lock_guard guard(device_step_);
+  bool did = false;
+  for (Processor p = 1; p <= house_.device_count; ++p) {
+    did |= serve_device(p);
+    did |= serve_access_counts(p);
+  }
+  did |= serve_later();
+  return did;
+}
+
+}  // namespace hmmrt

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: MIT
+// The CPU side of the fault service: CPU faults, and what the application does to its mappings. Runs on the event thread,
+// which never waits for a claim: a fault whose block is being worked on is kept until the claim's release.
+#include <algorithm>
+#include <mutex>
+
+#include "fault/fault_service.hpp"
+#include "fault/view.hpp"
+#include "migrate/coherence.hpp"
+
+namespace hmmrt {
+
+namespace {
+constexpr std::uint64_t k_retry_ns = 20'000;
+constexpr unsigned k_first_touch_pages = 16;  // a first touch by the CPU brings its 64 KiB
+}  // namespace
+
+// CPU faults, block by block.
+class FaultService::HostJobs final : public Jobs {
+ public:
+  explicit HostJobs(FaultService& service) : service_(service) {}
+
+  bool plan(std::size_t i, Work& work) override {
+    House& house = service_.house_;
+    BatchGroup& g = service_.host_batch_->group(i);
+    const PageMask faulted = g.faults.pages();
+    Block* block = house.space.find(g.base);
+    if (block == nullptr) {  // inside an arena, but never allocated
+      house.host.populate(g.base, faulted);
+      return false;
+    }
+    if (!block->try_claim() && !claim_or_wait(*block, g)) return false;
+    work.block = block;
+    work.to = k_cpu;
+    work.write = g.faults.write;
+    work.faulted = faulted;
+    work.started_ns = g.oldest_ns;
+    if (Counters* range = house.space.range_counters(*block, g.base + faulted.next(0) * k_page_size)) {
+      range->add(Count::cpu_faults, g.faults.faults);
+    }
+
+    const PageMask stranger = faulted - block->valid;  // freed, but still mapped: plain memory
+    const PageMask there = (faulted & block->on_cpu) - stranger;
+    const PageMask collapse = there & g.protected_write & block->cpu_protected;
+    const PageMask spurious = (there & g.protected_write) - collapse;
+    if (spurious.any()) house.host.write_protect(g.base, spurious, false);
+    const PageMask missing = (there - g.protected_write) | (stranger - g.protected_write);
+    if (missing.any()) house.host.populate(g.base, grow(*block, missing));
+    work.satisfied = (there - collapse) | stranger;
+    work.pages = collapse;
+
+    const PageMask asking = faulted - there - stranger;
+    if (asking.any()) {
+      Plan plan;
+      const PageMask waiting = ask_policy(house, *block, g.faults, asking, 0, work, plan);
+      work.to = k_cpu;  // the CPU can only be served at home
+      work.pages = (work.pages | (work.remote & asking)) - waiting;
+      work.remote = PageMask{};
+      if (waiting.any()) service_.keep(g, waiting, house.clock.now_ns() + plan.throttle_ns);
+      work.faulted = work.faulted - waiting;
+      if (plan.pin_ns != 0) service_.later(1, g.base, block->held, block->held_until_ns, true);
+    }
+    return true;
+  }
+
+  void done(std::size_t i, Work& w) override {
+    House& house = service_.house_;
+    const std::uint64_t now = house.clock.now_ns();
+    const PageMask settled = (w.faulted & (w.satisfied | w.gone | w.forbidden)) - w.moved;
+    if (settled.any()) house.host.wake(w.block->base, settled);
+    const PageMask left = w.faulted - w.satisfied - w.gone - w.forbidden;
+    if (left.none()) {
+      service_.latencies_.cpu_fault_ns.add(now - w.started_ns);
+      return;
+    }
+    house.tally(*w.block, k_cpu, w.block->base).add(Count::retries, left.count());
+    service_.keep(service_.host_batch_->group(i), left, now + k_retry_ns);
+  }
+
+ private:
+  // The claim is held by someone else. Pages that are the CPU's and merely missing are served at once, because the
+  // holder may be quiescing a device whose access is stuck on them; the rest waits for the release.
+  bool claim_or_wait(Block& block, BatchGroup& g) {
+    const PageMask missing = g.faults.pages() - g.protected_write;
+    PageMask served;
+    {
+      const std::lock_guard guard(block.state_lock);
+      served = missing & block.on_cpu;
+      served.for_each(
+          [&](unsigned page) { service_.house_.host.populate_unclaimed(g.base + page * k_page_size); });
+      block.notices.cpu_waiting = true;
+    }
+    if (block.try_claim()) return true;  // released just now: nobody would tell us
+    const PageMask left = g.faults.pages() - served;
+    if (left.any()) service_.keep(g, left, service_.house_.clock.now_ns() + 50 * k_retry_ns);
+    return false;
+  }
+
+  // First touches come in sequence: bring the neighbourhood, the whole block if nobody ever had any of it elsewhere.
+  static PageMask grow(const Block& block, const PageMask& missing) {
+    if (block.valid.full() && block.on_cpu.full() && block.resident_on_devices().none()) return PageMask::all();
+    PageMask region;
+    missing.for_each_run([&](unsigned first, unsigned count) {
+      const unsigned from = first / k_first_touch_pages * k_first_touch_pages;
+      const unsigned to = (first + count + k_first_touch_pages - 1) / k_first_touch_pages * k_first_touch_pages;
+      region |= PageMask::range(from, to - from);
+    });
+    return (region & block.valid & block.on_cpu) | missing;
+  }
+
+  FaultService& service_;
+};
+
+void FaultService::keep(const BatchGroup& group, const PageMask& pages, std::uint64_t due_ns) {
+  BatchGroup kept = group;
+  kept.faults.read = group.faults.read & pages;
+  kept.faults.write = group.faults.write & pages;
+  kept.faults.atomic = group.faults.atomic & pages;
+  kept.protected_write = group.protected_write & pages;
+  for (std::size_t i = 0; i < host_pending_.size(); ++i) {
+    BatchGroup& other = host_pending_[i].group;
+    if (other.base != kept.base) continue;
+    other.faults.atomic |= kept.faults.atomic;
+    other.faults.write = (other.faults.write | kept.faults.write) - other.faults.atomic;
+    other.faults.read = (other.faults.read | kept.faults.read) - other.faults.write - other.faults.atomic;
+    other.protected_write |= kept.protected_write;
+    other.oldest_ns = std::min(other.oldest_ns, kept.oldest_ns);
+    host_pending_[i].due_ns = std::min(host_pending_[i].due_ns, due_ns);
+    return;
+  }
+  host_pending_.push_back({due_ns, kept});
+}
+
+// Reads what the host has to say: faults into events_, mapping changes into the blocks they concern.
+bool FaultService::read_events() {
+  const std::size_t room = events_.size() - event_count_;
+  if (room < k_read_at_once) return false;
+  house_.gate.begin_reading();
+  const std::size_t n = house_.host.fetch({events_.data() + event_count_, k_read_at_once});
+  std::size_t kept = event_count_;
+  for (std::size_t i = event_count_; i < event_count_ + n; ++i) {
+    const HostEvent& e = events_[i];
+    if (e.kind == HostEventKind::fault) {
+      events_[kept++] = e;
+      continue;
+    }
+    house_.space.for_each_block(e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
+      notice(house_, block, pages, e.kind != HostEventKind::remove);
+      noticed_.push_back(&block);
+    });
+  }
+  event_count_ = kept;
+  house_.gate.end_reading();
+  return n != 0;
+}
+
+// Called from a quiesce that takes long. On the event thread: reads on, and serves what needs no claim, because the
+// access that the quiesce waits for may be stuck in a CPU fault.
+void FaultService::while_stalled(void* self) {
+  auto& service = *static_cast<FaultService*>(self);
+  if (std::this_thread::get_id() != service.event_thread_.load(std::memory_order_relaxed)) return;
+  const std::size_t before = service.event_count_;
+  service.read_events();
+  for (std::size_t i = before; i < service.event_count_; ++i) {
+    const HostEvent& e = service.events_[i];
+    Block* block = service.house_.space.find(e.addr);
+    if (block == nullptr || e.write_protected) continue;
+    const std::lock_guard guard(block->state_lock);
+    if (block->on_cpu.test(page_in_block(e.addr))) service.house_.host.populate_unclaimed(page_floor(e.addr));
+  }
+}
+
+bool FaultService::serve_host() {
+  bool did = false;
+  while (!noticed_.empty()) {
+    Block* block = noticed_.back();
+    noticed_.pop_back();
+    if (block->try_claim()) release(house_, *block);
+    did = true;
+  }
+  FaultBatch& batch = *host_batch_;
+  const std::uint64_t now = house_.clock.now_ns();
+  // What was kept is tried again in every round: a round means that something happened.
+  batch.clear();
+  std::size_t taken = 0;
+  const std::size_t n = std::min(event_count_, FaultBatch::k_capacity);
+  for (; taken < n; ++taken) {
+    const HostEvent& e = events_[taken];
+    if (!batch.add(k_cpu, e.addr, e.access, e.time_ns, e.write_protected)) break;
+    house_.counters.add(e.write_protected ? Count::cpu_write_protect_faults : Count::cpu_faults);
+  }
+  std::copy(events_.begin() + static_cast<std::ptrdiff_t>(taken),
+            events_.begin() + static_cast<std::ptrdiff_t>(event_count_), events_.begin());
+  event_count_ -= taken;
+  if (batch.size() != 0) {
+    house_.counters.add(Count::duplicate_faults, batch.duplicates());
+    batch.sort();
+    HostJobs jobs(*this);
+    host_pipeline_.run(batch.size(), jobs);
+    did = true;
+  }
+  if (host_pending_.empty()) return did;
+  std::swap(host_pending_, host_retrying_);
+  for (Pending& pending : host_retrying_) {
+    if (pending.due_ns > now && !interrupted_) {
+      host_pending_.push_back(pending);
+      continue;
+    }
+    batch.clear();
+    const FaultGroup& f = pending.group.faults;
+    const std::uintptr_t base = pending.group.base;
+    f.pages().for_each([&](unsigned page) {
+      const Access access = f.atomic.test(page) ? Access::atomic : f.write.test(page) ? Access::write : Access::read;
+      batch.add(k_cpu, base + page * k_page_size, access, pending.group.oldest_ns,
+                pending.group.protected_write.test(page));
+    });
+    batch.sort();
+    HostJobs jobs(*this);
+    host_pipeline_.run(batch.size(), jobs);
+    did = true;
+  }
+  host_retrying_.clear();
+  return did;
+}
+
+bool FaultService::step_host(std::int64_t timeout_ns) {
+  if (event_count_ == 0) {
+    std::int64_t wait_ns = timeout_ns;
+    if (!host_pending_.empty()) {
+      std::uint64_t due = host_pending_.front().due_ns;
+      for (const Pending& p : host_pending_) due = std::min(due, p.due_ns);
+      const std::uint64_t now = house_.clock.now_ns();
+      wait_ns = due <= now ? 0 : static_cast<std::int64_t>(due - now);
+      if (timeout_ns >= 0) wait_ns = std::min(wait_ns, timeout_ns);
+    }
+    house_.host.wait(wait_ns);
+  }
+  const bool read = read_events();
+  interrupted_ = !read;  // woken without an event: a claim was released, or the time is up
+  return serve_host() || read;
+}
+
+}  // namespace hmmrt

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#include "host/uffd/arena.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <new>
+
+namespace hmmrt::uffd {
+
+namespace {
+void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
+}  // namespace
+
+std::uintptr_t map_aligned(std::size_t bytes, int protection) {
+  const std::size_t reserve = bytes + k_block_size;
+  if (reserve < bytes) {
+    errno = ENOMEM;
+    return 0;
+  }
+  void* raw = mmap(nullptr, reserve, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return 0;
+  const auto first = reinterpret_cast<std::uintptr_t>(raw);
+  const std::uintptr_t begin = block_ceil(first);
+  if (begin != first) munmap(raw, begin - first);
+  if (const std::size_t tail = first + reserve - (begin + bytes); tail != 0) munmap(pointer(begin + bytes), tail);
+  madvise(pointer(begin), bytes, MADV_HUGEPAGE);  // a hint: without THP everything still works, in small pages
+  return begin;
+}
+
+std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool exec, const Uffd* staging) {
+  const std::uintptr_t cover = block_floor(begin);
+  const std::size_t cover_bytes = block_ceil(begin + bytes) - cover;
+  std::unique_ptr<Arena> arena(new (std::nothrow) Arena);
+  if (!arena) {
+    (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "no memory for bookkeeping");
+    return nullptr;
+  }
+  const std::uintptr_t base = map_aligned(cover_bytes, PROT_READ | PROT_WRITE | (exec ? PROT_EXEC : 0));
+  if (base == 0) {
+    (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes of staging address space: %s", cover_bytes,
+               strerror(errno));
+    return nullptr;
+  }
+  arena->begin_ = begin;
+  arena->bytes_ = bytes;
+  arena->cover_ = cover;
+  arena->offset_ = base - cover;
+  arena->block_count_ = cover_bytes >> k_block_shift;
+  arena->blocks_.reset(new (std::nothrow) BlockState[arena->block_count_]);
+  if (!arena->blocks_) {
+    (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "no memory for the bookkeeping of %zu blocks", arena->block_count_);
+    return nullptr;
+  }
+  madvise(pointer(base), cover_bytes, MADV_DONTFORK);
+  if (staging != nullptr) {
+    if (const int error = staging->watch(base, cover_bytes, UFFDIO_REGISTER_MODE_WP); error != 0) {
+      (void)fail(HMMRT_ERROR_SYSTEM, "UFFDIO_REGISTER of staging: %s", strerror(error));
+      return nullptr;
+    }
+  }
+  return arena;
+}
+
+Arena::~Arena() {
+  if (cover_ + offset_ != 0 && block_count_ != 0) munmap(pointer(cover_ + offset_), block_count_ * k_block_size);
+}
+
+int Arena::arm(const Uffd& managed, const ProcMaps& maps) {
+  // Acquire pairs with the release below: whoever sees `armed_` runs after the kernel armed the range.
+  if (armed()) return 0;
+  const std::lock_guard lock(arming_);
+  if (armed()) return 0;
+  constexpr std::uint64_t k_modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+  int error = managed.watch(begin_, bytes_, k_modes);
+  if (error != 0) {
+    // The application has unmapped part of it: arm what is left.
+    Area area;
+    for (std::uintptr_t at = begin_; at < begin_ + bytes_ && maps.next(at, &area); at = area.end) {
+      const std::uintptr_t from = std::max(at, area.begin);
+      const std::uintptr_t to = std::min(area.end, begin_ + bytes_);
+      if (from < to && !area.file && !area.shared && managed.watch(from, to - from, k_modes) == 0) error = 0;
+    }
+  }
+  if (error == 0) armed_.store(true, std::memory_order_release);
+  return error;
+}
+
+bool Arena::back(std::uintptr_t base, const PageMask& pages) const noexcept {
+  bool ok = true;
+  pages.for_each_run([&](unsigned first, unsigned count) {
+    const std::uintptr_t at = staging_of(base) + first * k_page_size;
+    if (madvise(pointer(at), count * k_page_size, MADV_POPULATE_WRITE) == 0) return;
+    if (errno != EINVAL) {
+      ok = false;
+      return;
+    }
+    // Before Linux 5.14: touch.
+    for (unsigned i = 0; i < count; ++i) *static_cast<volatile char*>(pointer(at + i * k_page_size)) = 0;
+  });
+  return ok;
+}
+
+void Arena::unback(std::uintptr_t base, const PageMask& pages) const noexcept {
+  pages.for_each_run([&](unsigned first, unsigned count) {
+    madvise(pointer(staging_of(base) + first * k_page_size), count * k_page_size, MADV_DONTNEED);
+  });
+}
+
+bool RangeTable::insert(std::uintptr_t begin, std::size_t bytes, std::shared_ptr<Arena> arena) {
+  const std::unique_lock lock(mutex_);
+  auto at = std::upper_bound(pieces_.begin(), pieces_.end(), begin,
+                             [](std::uintptr_t a, const Piece& p) { return a < p.end; });
+  if (at != pieces_.end() && at->begin < begin + bytes) return false;
+  pieces_.insert(at, Piece{begin, begin + bytes, std::move(arena)});
+  return true;
+}
+
+bool RangeTable::overlaps(std::uintptr_t begin, std::size_t bytes) const {
+  std::uintptr_t piece_begin = 0;
+  std::uintptr_t piece_end = 0;
+  return next(begin, &piece_begin, &piece_end) != nullptr && piece_begin < begin + bytes;
+}
+
+void RangeTable::erase(std::uintptr_t begin, std::size_t bytes) {
+  const std::uintptr_t end = begin + bytes;
+  std::vector<std::shared_ptr<Arena>> dead;  // destroyed after the lock is dropped: unmapping staging is a system call
+  std::vector<Piece> kept;
+  {
+    const std::unique_lock lock(mutex_);
+    kept.reserve(pieces_.size() + 1);
+    for (Piece& piece : pieces_) {
+      if (piece.end <= begin || piece.begin >= end) {
+        kept.push_back(std::move(piece));
+        continue;
+      }
+      if (piece.begin < begin) kept.push_back({piece.begin, begin, piece.arena});
+      if (piece.end > end) kept.push_back({end, piece.end, piece.arena});
+      dead.push_back(std::move(piece.arena));
+    }
+    pieces_.swap(kept);
+  }
+}
+
+Arena* RangeTable::next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr_t* end) const {
+  const std::shared_lock lock(mutex_);
+  const auto at = std::upper_bound(pieces_.begin(), pieces_.end(), addr,
+                                   [](std::uintptr_t a, const Piece& p) { return a < p.end; });
+  if (at == pieces_.end()) return nullptr;
+  *begin = at->begin;
+  *end = at->end;
+  return at->arena.get();
+}
+
+std::uint64_t RangeTable::metadata_bytes() const {
+  const std::shared_lock lock(mutex_);
+  std::uint64_t bytes = sizeof(RangeTable) + pieces_.capacity() * sizeof(Piece);
+  for (const Piece& piece : pieces_) bytes += piece.arena->metadata_bytes();  // an arena in two pieces counts twice
+  return bytes;
+}
+
+}  // namespace hmmrt::uffd

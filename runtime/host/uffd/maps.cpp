@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+#include "host/uffd/maps.hpp"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+namespace hmmrt::uffd {
+
+namespace {
+
+// linux/fs.h, Linux 6.11.
+struct ProcmapQuery {
+  std::uint64_t size, query_flags, query_addr;
+  std::uint64_t vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode;
+  std::uint32_t dev_major, dev_minor;
+  std::uint32_t vma_name_size, build_id_size;
+  std::uint64_t vma_name_addr, build_id_addr;
+};
+constexpr unsigned long k_procmap_query = _IOWR('f', 17, ProcmapQuery);
+constexpr std::uint64_t k_query_read = 1, k_query_write = 2, k_query_exec = 4, k_query_shared = 8;
+constexpr std::uint64_t k_query_covering_or_next = 0x10;
+
+// linux/fs.h, Linux 6.7.
+struct PageRegion {
+  std::uint64_t start, end, categories;
+};
+struct PmScanArg {
+  std::uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+  std::uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+constexpr unsigned long k_pagemap_scan = _IOWR('f', 16, PmScanArg);
+constexpr std::uint64_t k_page_is_huge = 1u << 6;
+
+constexpr std::uint64_t k_pagemap_present = std::uint64_t{1} << 63;
+constexpr std::uint64_t k_pagemap_exclusive = std::uint64_t{1} << 56;
+constexpr std::uint64_t k_pagemap_swapped = std::uint64_t{1} << 62;
+
+// "55d0c8a00000-55d0c8a21000 rw-p 00000000 00:00 0   [heap]"
+bool parse_line(const char* p, const char* end, Area* area) {
+  const auto hex = [&](std::uintptr_t* value) {
+    const char* start = p;
+    for (*value = 0; p < end; ++p) {
+      const char c = *p;
+      const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+      if (digit < 0) break;
+      *value = *value * 16 + static_cast<unsigned>(digit);
+    }
+    return p != start;
+  };
+  const auto skip = [&](char c) { return p < end && *p++ == c; };
+  std::uintptr_t ignored = 0;
+  if (!hex(&area->begin) || !skip('-') || !hex(&area->end) || !skip(' ') || end - p < 5) return false;
+  area->read = p[0] == 'r';
+  area->write = p[1] == 'w';
+  area->exec = p[2] == 'x';
+  area->shared = p[3] == 's';
+  p += 5;
+  if (!hex(&ignored) || !skip(' ') || !hex(&ignored) || !skip(':') || !hex(&ignored) || !skip(' ')) return false;
+  area->file = p < end && *p != '0';
+  return true;
+}
+
+}  // namespace
+
+ProcMaps::ProcMaps()
+    : maps_(open("/proc/self/maps", O_RDONLY | O_CLOEXEC)), pagemap_(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
+
+ProcMaps::~ProcMaps() {
+  if (maps_ >= 0) close(maps_);
+  if (pagemap_ >= 0) close(pagemap_);
+}
+
+bool ProcMaps::query(std::uintptr_t addr, Area* out, bool* found) const noexcept {
+  ProcmapQuery q{};
+  q.size = sizeof q;
+  q.query_flags = k_query_covering_or_next;
+  q.query_addr = addr;
+  if (ioctl(maps_, k_procmap_query, &q) != 0) {
+    *found = false;
+    return errno == ENOENT;
+  }
+  *found = true;
+  *out = {q.vma_start,
+          q.vma_end,
+          (q.vma_flags & k_query_read) != 0,
+          (q.vma_flags & k_query_write) != 0,
+          (q.vma_flags & k_query_exec) != 0,
+          (q.vma_flags & k_query_shared) != 0,
+          q.inode != 0};
+  return true;
+}
+
+bool ProcMaps::parse(std::uintptr_t addr, Area* out) const noexcept {
+  // Its own descriptor: the position of a seq file is shared state.
+  const int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  std::array<char, 8192> buffer;  // longer than any line; a longer path loses its tail, which nobody reads
+  std::size_t have = 0;
+  bool found = false;
+  while (!found) {
+    const ssize_t n = read(fd, buffer.data() + have, buffer.size() - have);
+    if (n <= 0) break;
+    have += static_cast<std::size_t>(n);
+    char* line = buffer.data();
+    char* const end = buffer.data() + have;
+    for (;;) {
+      char* const newline = static_cast<char*>(memchr(line, '\n', static_cast<std::size_t>(end - line)));
+      if (newline == nullptr) break;
+      if (parse_line(line, newline, out) && out->end > addr) {
+        found = true;
+        break;
+      }
+      line = newline + 1;
+    }
+    have = static_cast<std::size_t>(end - line);
+    memmove(buffer.data(), line, have);
+  }
+  close(fd);
+  return found;
+}
+
+bool ProcMaps::next(std::uintptr_t addr, Area* out) const noexcept {
+  bool found = false;
+  if (query(addr, out, &found)) return found;
+  return parse(addr, out);
+}
+
+PageMask ProcMaps::populated(std::uintptr_t base) const noexcept {
+  std::array<std::uint64_t, k_block_pages> entries;
+  const auto at = static_cast<off_t>((base >> k_page_shift) * sizeof(std::uint64_t));
+  if (pread(pagemap_, entries.data(), sizeof entries, at) != static_cast<ssize_t>(sizeof entries)) {
+    return PageMask::all();
+  }
+  PageMask mask;
+  for (unsigned w = 0; w < PageMask::k_words; ++w) {
+    std::uint64_t word = 0;
+    for (unsigned i = 0; i < 64; ++i) {
+      const bool here = (entries[w * 64 + i] & (k_pagemap_present | k_pagemap_swapped)) != 0;
+      word |= static_cast<std::uint64_t>(here) << i;
+    }
+    mask.set_word(w, word);
+  }
+  return mask;
+}
+
+bool ProcMaps::shared(std::uintptr_t addr) const noexcept {
+  std::uint64_t entry = 0;
+  const auto at = static_cast<off_t>((addr >> k_page_shift) * sizeof entry);
+  if (pread(pagemap_, &entry, sizeof entry, at) != static_cast<ssize_t>(sizeof entry)) return false;
+  return (entry & k_pagemap_present) != 0 && (entry & k_pagemap_exclusive) == 0;
+}
+
+bool ProcMaps::huge(std::uintptr_t base) const noexcept {
+  PageRegion region{};
+  PmScanArg arg{};
+  arg.size = sizeof arg;
+  arg.start = base;
+  arg.end = base + k_block_size;
+  arg.vec = reinterpret_cast<std::uintptr_t>(&region);
+  arg.vec_len = 1;
+  arg.category_mask = k_page_is_huge;
+  arg.return_mask = k_page_is_huge;
+  return ioctl(pagemap_, k_pagemap_scan, &arg) == 1 && region.start == base && region.end == base + k_block_size;
+}
+
+}  // namespace hmmrt::uffd

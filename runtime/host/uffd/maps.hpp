@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// What the kernel says about this process's own mappings: the areas (VMAs) of a range, and which pages of a block have
+// something behind them. Answers are a snapshot: the application may change its mappings at any time, so they choose
+// between error codes and paths and are never the reason that something is safe.
+// Thread: any. Allocates nothing after construction. Blocks on: the kernel only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "space/page.hpp"
+#include "space/page_mask.hpp"
+
+namespace hmmrt::uffd {
+
+struct Area {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+  bool read = false;
+  bool write = false;
+  bool exec = false;
+  bool shared = false;
+  bool file = false;  // has an inode: a file, shared memory, or hugetlb
+
+  Rights rights() const { return write && read ? Rights::write : read ? Rights::read : Rights::none; }
+};
+
+class ProcMaps {
+ public:
+  ProcMaps();
+  ~ProcMaps();
+  ProcMaps(const ProcMaps&) = delete;
+  ProcMaps& operator=(const ProcMaps&) = delete;
+
+  // The first area that ends above `addr`; it may begin above it. False when there is none.
+  bool next(std::uintptr_t addr, Area* out) const noexcept;
+  // The area that contains `addr`.
+  bool containing(std::uintptr_t addr, Area* out) const noexcept {
+    return next(addr, out) && out->begin <= addr;
+  }
+  // Pages of the block at `base` that are present or swapped out. On error: all (a guess that costs time only).
+  PageMask populated(std::uintptr_t base) const noexcept;
+  // The page at `addr` is present and mapped by another process, too (or by this one twice).
+  bool shared(std::uintptr_t addr) const noexcept;
+  // The block at `base` is mapped by one huge page.
+  bool huge(std::uintptr_t base) const noexcept;
+
+ private:
+  bool query(std::uintptr_t addr, Area* out, bool* found) const noexcept;
+  bool parse(std::uintptr_t addr, Area* out) const noexcept;
+
+  int maps_;
+  int pagemap_;
+};
+
+}  // namespace hmmrt::uffd

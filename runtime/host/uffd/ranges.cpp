@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+// Attaching and detaching: which memory the mirror is responsible for, and what it refuses.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "host/uffd/uffd_mirror.hpp"
+
+namespace hmmrt {
+
+using uffd::Area;
+
+namespace {
+
+void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
+
+// Protection can be cleared in areas that this process's userfaultfds watch, and in no others.
+bool watched(const uffd::Uffd& fd, std::uintptr_t addr) { return fd.write_protect(addr, k_page_size, false) == 0; }
+
+}  // namespace
+
+Status UffdMirror::watch(std::uintptr_t addr, std::size_t bytes, bool exec) {
+  auto arena = Arena::make(addr, bytes, exec, move_ ? &staging_ : nullptr);
+  if (!arena) return HMMRT_ERROR_OUT_OF_MEMORY;
+  if (const int error = managed_.watch(addr, bytes, UFFDIO_REGISTER_MODE_WP); error != 0) {
+    if (error == EBUSY) {
+      return fail(HMMRT_ERROR_BUSY, "[%#zx, +%zu) is already watched by another userfaultfd of this process", addr,
+                  bytes);
+    }
+    if (error == ENOMEM) return fail(HMMRT_ERROR_OUT_OF_MEMORY, "UFFDIO_REGISTER: too many mappings or no memory");
+    if (error == EINVAL || error == EPERM) {
+      return fail(HMMRT_ERROR_NOT_ANONYMOUS, "userfaultfd cannot watch [%#zx, +%zu): %s", addr, bytes, strerror(error));
+    }
+    return fail(HMMRT_ERROR_SYSTEM, "UFFDIO_REGISTER of [%#zx, +%zu): %s", addr, bytes, strerror(error));
+  }
+  if (!ranges_.insert(addr, bytes, std::move(arena))) {
+    return fail(HMMRT_ERROR_ALREADY_MANAGED, "[%#zx, +%zu) overlaps memory that is managed already", addr, bytes);
+  }
+  return {};
+}
+
+std::byte* UffdMirror::allocate(std::size_t bytes) {
+  if (bytes == 0 || bytes % k_block_size != 0) {
+    (void)fail(HMMRT_ERROR_INVALID_VALUE, "allocation of %zu bytes: must be a positive multiple of 2 MiB", bytes);
+    return nullptr;
+  }
+  const std::uintptr_t addr = uffd::map_aligned(bytes, PROT_READ | PROT_WRITE);
+  if (addr == 0) {
+    (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
+    return nullptr;
+  }
+  if (!watch(addr, bytes, false).ok()) {
+    munmap(pointer(addr), bytes);
+    return nullptr;
+  }
+  return static_cast<std::byte*>(pointer(addr));
+}
+
+void UffdMirror::release(std::byte* addr, std::size_t bytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(addr);
+  // What the application has unmapped meanwhile may be somebody else's memory by now: unmap only what is still ours.
+  // Unwatch first: our munmap must not raise an event.
+  Area area;
+  for (std::uintptr_t at = begin; at < begin + bytes && maps_.next(at, &area);) {
+    const std::uintptr_t from = std::max(at, area.begin);
+    const std::uintptr_t to = std::min(area.end, begin + bytes);
+    if (from >= to) break;
+    if (watched(managed_, from)) {
+      managed_.unwatch(from, to - from);
+      munmap(pointer(from), to - from);
+    }
+    at = to;
+  }
+  ranges_.erase(begin, bytes);
+}
+
+Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
+  if (addr == 0 || bytes == 0 || addr + bytes < addr) {
+    return fail(HMMRT_ERROR_INVALID_VALUE, "[%#zx, +%zu) is empty or wraps around", addr, bytes);
+  }
+  if (addr % k_page_size != 0 || bytes % k_page_size != 0) {
+    return fail(HMMRT_ERROR_MISALIGNED, "[%#zx, +%zu): address and size must be multiples of 4096", addr, bytes);
+  }
+  if (ranges_.overlaps(addr, bytes)) {
+    return fail(HMMRT_ERROR_ALREADY_MANAGED, "[%#zx, +%zu) overlaps memory that is managed already", addr, bytes);
+  }
+  bool exec = false;
+  for (std::uintptr_t at = addr; at < addr + bytes;) {
+    Area area;
+    if (!maps_.containing(at, &area)) {
+      return fail(HMMRT_ERROR_NOT_MANAGED, "nothing is mapped at %#zx, inside [%#zx, +%zu)", at, addr, bytes);
+    }
+    if (area.file || area.shared) {
+      return fail(HMMRT_ERROR_NOT_ANONYMOUS,
+                  "the mapping at %#zx is a file, shared or hugetlb mapping; register private anonymous memory", at);
+    }
+    if (area.rights() != Rights::write) {
+      return fail(HMMRT_ERROR_INVALID_VALUE, "the mapping at %#zx must be readable and writable", at);
+    }
+    exec = exec || area.exec;
+    at = area.end;
+  }
+  return watch(addr, bytes, exec);
+}
+
+Status UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+  if (ranges_.next(addr, &begin, &end) == nullptr || begin >= addr + bytes) {
+    return fail(HMMRT_ERROR_NOT_MANAGED, "[%#zx, +%zu) is not managed", addr, bytes);
+  }
+  // Parts may be unmapped or somebody else's by now. Protection first: a page left protected would fault for ever.
+  Area area;
+  for (std::uintptr_t at = addr; at < addr + bytes && maps_.next(at, &area);) {
+    const std::uintptr_t from = std::max(at, area.begin);
+    const std::uintptr_t to = std::min(area.end, addr + bytes);
+    if (from >= to) break;
+    if (managed_.write_protect(from, to - from, false) == 0) {
+      managed_.unwatch(from, to - from);
+    }
+    at = to;
+  }
+  ranges_.erase(addr, bytes);
+  return {};
+}
+
+Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {
+  // What is still watched by us at `to` is what the kernel moved there, armed as it was.
+  if (ranges_.overlaps(to, bytes)) ranges_.erase(to, bytes);  // mremap onto managed memory unmapped that
+  auto made = Arena::make(to, bytes, false, move_ ? &staging_ : nullptr);
+  if (!made) return HMMRT_ERROR_OUT_OF_MEMORY;
+  Arena& fresh = *made;
+  bool ok = fresh.arm(managed_, maps_) == 0;
+  const auto move_page = [&](std::uintptr_t dst, std::uintptr_t src, std::size_t length) {
+    if (move_ && staging_.move(dst, src, length).error == 0) return;
+    memcpy(pointer(dst), pointer(src), length);
+  };
+  for (std::uintptr_t base = block_floor(from); base < from + bytes; base += k_block_size) {
+    const std::uintptr_t first = std::max(base, from);
+    const std::uintptr_t last = std::min(base + k_block_size, from + bytes);
+    const PageMask range = PageMask::range(page_in_block(first), static_cast<unsigned>((last - first) >> k_page_shift));
+    for_each_part(base, range, [&](const Part& part) {
+      const auto each = [&](const PageMask& pages, PageMask uffd::BlockState::* mask) {
+        (pages & part.pages).for_each([&](unsigned page) {
+          const std::uintptr_t target = part.at(page) - from + to;
+          (fresh.block(block_floor(target)).*mask).set(page_in_block(target));
+        });
+      };
+      each(part.state.staged, &uffd::BlockState::staged);
+      each(part.state.protected_, &uffd::BlockState::protected_);
+      each(part.state.copied_out, &uffd::BlockState::copied_out);
+      (part.state.staged & part.pages).for_each_run([&](unsigned page, unsigned count) {
+        move_page(fresh.staging_of(part.at(page) - from + to), part.staging(page), count * k_page_size);
+      });
+      if (part.state.large.full() && (to - from) % k_block_size == 0) {
+        fresh.block(base - from + to).large = PageMask::all();
+      }
+      part.state.staged = part.state.staged - part.pages;
+      part.state.large = part.state.large - part.pages;
+    });
+  }
+  ranges_.erase(from, bytes);
+  if (!ranges_.insert(to, bytes, std::move(made))) ok = false;
+  return ok ? Status{} : fail(HMMRT_ERROR_INTERNAL, "mremap target [%#zx, +%zu) could not be watched", to, bytes);
+}
+
+void UffdMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
+                              void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) {
+  const std::uintptr_t end = addr + bytes;
+  Area area;
+  while (addr < end) {
+    if (!maps_.next(addr, &area) || area.begin >= end) {
+      fn(arg, addr, end - addr, Rights::none);
+      return;
+    }
+    if (area.begin > addr) fn(arg, addr, area.begin - addr, Rights::none);
+    const std::uintptr_t from = std::max(addr, area.begin);
+    const std::uintptr_t to = std::min(end, area.end);
+    fn(arg, from, to - from, area.rights());
+    addr = to;
+  }
+}
+
+Rights UffdMirror::rights_at(std::uintptr_t addr, std::uintptr_t* end, bool* mapped) const {
+  Area area;
+  *mapped = false;
+  *end = ~std::uintptr_t{0};
+  if (!maps_.next(addr, &area)) return Rights::none;
+  *mapped = area.begin <= addr;
+  *end = *mapped ? area.end : area.begin;
+  return *mapped ? area.rights() : Rights::none;
+}
+
+std::uint64_t UffdMirror::metadata_bytes() const { return sizeof(*this) + ranges_.metadata_bytes(); }
+
+}  // namespace hmmrt

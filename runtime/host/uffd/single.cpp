@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+// The single steps of HostMirror: populate, write-protect, give back, drop, map remotely, make exclusive.
+#include <cerrno>
+
+#include "host/uffd/read_pages.hpp"
+#include "host/uffd/uffd_mirror.hpp"
+
+namespace hmmrt {
+
+namespace {
+std::byte* bytes_at(std::uintptr_t a) { return reinterpret_cast<std::byte*>(a); }  // NOLINT(performance-no-int-to-ptr)
+}  // namespace
+
+PageOutcome UffdMirror::populate(std::uintptr_t base, const PageMask& pages) {
+  PageOutcome out;
+  const PageMask present = maps_.populated(base);
+  out.gone |= for_each_part(base, pages, [&](Part part) {
+    const PageMask there = part.pages & present;
+    out.done |= there;
+    wake(base, there);
+    PageMask by_copy = part.pages - there;
+    if (move_) {
+      // Long runs: fresh zeroed pages, huge where they can be, move in from staging.
+      PageMask by_move;
+      by_copy.for_each_run([&](unsigned first, unsigned count) {
+        if (count >= k_fresh_pages) by_move.set(first, count);
+      });
+      forget_staging(part, by_move);
+      if (by_move.any() && part.arena.back(base, by_move)) {
+        part.state.staged |= by_move;
+        deliver_by_move(Part{part.arena, base, by_move, part.state}, out);
+        by_copy = by_copy - by_move;
+        forget_staging(part, by_move - out.done);
+      } else {
+        part.arena.unback(base, by_move);
+      }
+    }
+    if (by_copy.any()) deliver_zeros(Part{part.arena, base, by_copy, part.state}, out);
+  });
+  return out;
+}
+
+PageOutcome UffdMirror::write_protect(std::uintptr_t base, const PageMask& pages, bool on) {
+  PageOutcome out;
+  out.gone |= for_each_part(base, pages, [&](Part part) {
+    if (!on) {
+      part.pages.for_each_run([&](unsigned first, unsigned count) {
+        const PageMask run = PageMask::range(first, count);
+        const int error = managed_.write_protect(part.at(first), count * k_page_size, false);
+        (error == 0 ? out.done : error == EAGAIN ? out.busy : out.gone) |= run;
+        if (error == 0) part.state.protected_ = part.state.protected_ - run;
+      });
+      return;
+    }
+    if (part.arena.arm(managed_, maps_) != 0) {
+      out.busy |= part.pages;
+      return;
+    }
+    PageMask protected_now;
+    withdraw_by_copy(part, out, protected_now);
+    part.state.protected_ |= protected_now;
+  });
+  return out;
+}
+
+PageOutcome UffdMirror::give_back(std::uintptr_t base, const PageMask& pages) {
+  PageOutcome out;
+  out.gone |= for_each_part(base, pages, [&](Part part) {
+    const PageMask staged = part.pages & part.state.staged;
+    out.forbidden |= (part.pages & part.state.copied_out) - staged;
+    out.not_populated |= part.pages - staged - part.state.copied_out;
+    const Part held{part.arena, base, staged, part.state};
+    if (move_) {
+      deliver_by_move(held, out);
+    } else {
+      deliver_staged(held, out);
+    }
+  });
+  return out;
+}
+
+void UffdMirror::drop(std::uintptr_t base, const PageMask& pages) {
+  for_each_part(base, pages, [&](Part part) {
+    forget_staging(part, part.pages);
+    part.state.copied_out = part.state.copied_out - part.pages;
+  });
+}
+
+PageOutcome UffdMirror::map_remote(std::uintptr_t base, const PageMask& pages) {
+  PageOutcome out;
+  const PageMask present = maps_.populated(base);
+  out.gone |= for_each_part(base, pages, [&](Part part) {
+    for (unsigned page = part.pages.next(0); page < k_block_pages;) {
+      std::uintptr_t end = 0;
+      bool mapped = false;
+      const Rights rights = rights_at(part.at(page), &end, &mapped);
+      const std::uintptr_t block_end = base + k_block_size;
+      const unsigned stop = end >= block_end ? k_block_pages : page_in_block(end);
+      const PageMask span = part.pages & PageMask::range(page, stop - page);
+      if (!mapped) {
+        out.gone |= span;
+      } else if (rights == Rights::none) {
+        out.forbidden |= span;
+      } else {
+        out.done |= span & present;
+        out.not_populated |= span - present;
+      }
+      page = stop < k_block_pages ? part.pages.next(stop) : k_block_pages;
+    }
+  });
+  return out;
+}
+
+std::byte* UffdMirror::remote_address(std::uintptr_t addr) { return bytes_at(addr); }
+
+PageOutcome UffdMirror::make_exclusive(std::uintptr_t base, const PageMask& pages) {
+  PageOutcome out;
+  PageMask by_copy;
+  out.gone |= for_each_part(base, pages, [&](Part part) {
+    if (part.arena.arm(managed_, maps_) != 0) {
+      out.busy |= part.pages;
+      return;
+    }
+    PageMask rest = part.pages;
+    if (move_) {
+      rest = {};
+      withdraw_by_move(part, out, rest);
+    }
+    if (rest.any()) withdraw_by_copy(Part{part.arena, base, rest, part.state}, out, by_copy);
+  });
+  if (by_copy.any() && !own_.begin_reading(base, by_copy)) {
+    for_each_part(base, by_copy, [&](Part part) { undo_protection(part, part.pages, false); });
+    out.done = out.done - by_copy;
+    out.busy |= by_copy;
+    by_copy = {};
+  }
+  for_each_part(base, by_copy, [&](Part part) {
+    PageMask failed = part.pages;
+    if (part.arena.back(base, part.pages)) {
+      failed = uffd::read_pages(base, part.pages, [&](unsigned page) { return bytes_at(part.staging(page)); });
+    }
+    const PageMask stuck = remove(part, part.pages - failed);
+    undo_protection(part, failed | stuck, false);
+    part.arena.unback(base, failed | stuck);
+    const PageMask taken = part.pages - failed - stuck;
+    part.state.staged |= taken;
+    part.state.copied_out = part.state.copied_out - taken;
+    out.done = out.done - (failed | stuck);
+    out.gone |= failed;
+    out.pinned |= stuck;
+  });
+  if (by_copy.any()) own_.end_reading(base);
+  // A page never touched gets one now, for the device to map.
+  for_each_part(base, out.not_populated, [&](Part part) {
+    forget_staging(part, part.pages);
+    const bool backed = part.arena.back(base, part.pages);
+    out.not_populated = out.not_populated - part.pages;
+    (backed ? out.done : out.busy) |= part.pages;
+    if (backed) part.state.staged |= part.pages;
+  });
+  return out;
+}
+
+std::byte* UffdMirror::exclusive_address(std::uintptr_t addr) {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+  const Arena* const arena = ranges_.next(addr, &begin, &end);
+  return arena == nullptr || begin > addr ? nullptr : bytes_at(arena->staging_of(addr));
+}
+
+}  // namespace hmmrt

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+// The kernel's userfaultfd as values: one class per file descriptor, one function per ioctl, errno as a number. Nothing
+// here knows blocks, staging or policy.
+//
+// Every range operation answers with a Step: how many bytes were finished and which errno stopped it there (0: all of
+// it). EAGAIN means that an application munmap, mremap or madvise is under way and that its event has not been read
+// yet; it is retried with a bounded backoff (a few milliseconds) and only then reported, so that a caller on the event
+// thread cannot deadlock with the event it has not read.
+//
+// Debian 12's headers stop at Linux 6.1; what is newer is declared here.
+// Thread: any. Blocks on: the kernel only.
+#pragma once
+
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hmmrt::uffd {
+
+constexpr std::uint64_t k_feature_move = std::uint64_t{1} << 16;  // Linux 6.8
+
+struct MoveArgs {
+  std::uint64_t dst, src, len, mode;
+  std::int64_t move;  // out: bytes moved, or -errno
+};
+constexpr unsigned long k_ioctl_move = _IOWR(0xAA, 0x05, MoveArgs);
+constexpr unsigned long k_dev_ioctl_new = _IO(0xAA, 0x00);  // on /dev/userfaultfd
+
+struct Step {
+  std::size_t bytes = 0;
+  int error = 0;
+};
+
+// Waits a little longer each time; gives up after about 5 ms in all.
+class Backoff {
+ public:
+  // False: give up.
+  bool wait() noexcept;
+
+ private:
+  unsigned tries_ = 0;
+};
+
+class Uffd {
+ public:
+  explicit Uffd(int fd = -1) : fd_(fd) {}
+  ~Uffd();
+  Uffd(const Uffd&) = delete;
+  Uffd& operator=(const Uffd&) = delete;
+
+  int fd() const { return fd_; }
+
+  // UFFDIO_REGISTER_MODE_*. Returns errno. Registering again with more modes adds them.
+  int watch(std::uintptr_t addr, std::size_t bytes, std::uint64_t modes) const noexcept;
+  int unwatch(std::uintptr_t addr, std::size_t bytes) const noexcept;
+
+  // Takes [src, src + bytes) out of the page table and puts it at dst, which must be watched by this descriptor. Wakes
+  // who waits for dst.
+  Step move(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes) const noexcept;
+  // Fills missing pages at dst. `write_protected`: atomically with uffd write protection. Wakes.
+  Step copy(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes, bool write_protected) const noexcept;
+  // Sets or clears write protection of present pages; clearing wakes. Returns errno.
+  int write_protect(std::uintptr_t addr, std::size_t bytes, bool on) const noexcept;
+  void wake(std::uintptr_t addr, std::size_t bytes) const noexcept;
+
+ private:
+  int fd_;
+};
+
+}  // namespace hmmrt::uffd

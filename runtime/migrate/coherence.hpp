@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// The moves that keep a block coherent, shared by both directions of migration: taking translations away, dropping
+// copies, installing translations, settling what the application did to its mappings. All need the block's claim.
+#pragma once
+
+#include "migrate/house.hpp"
+
+namespace hmmrt {
+
+// Removes every translation of `pages` from every device, except that `keeper` (if any) keeps translations to its own
+// frames. On return no access through them is in flight. Exclusive pages are given back to the CPU. Pages the devices
+// wrote are no longer `staged`.
+void take_away(House& house, Block& block, const PageMask& pages, Processor keeper = k_no_processor);
+
+// Removes only translations that allow writing.
+void take_write_away(House& house, Block& block, const PageMask& pages);
+
+// Gives back device `p`'s frames of `pages` (already untranslated, or about to be lost with no translation left).
+void drop_frames(House& house, Block& block, Processor p, const PageMask& pages);
+
+// Marks frames[i] as device `p`'s frame of page i for each page, resident from now on.
+void add_resident(House& house, Block& block, Processor p, const PageMask& pages, const Frame* frames);
+
+// Translates pages resident on `p` to its frames with `rights`.
+void map_frames(House& house, Block& block, Processor p, const PageMask& pages, Rights rights);
+
+// Translates pages of system memory, or of a peer's frames, on `p`. Returns the pages translated.
+PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights);
+PageMask map_exclusive(House& house, Block& block, Processor p, const PageMask& pages);
+PageMask map_peer(House& house, Block& block, Processor p, Processor owner, const PageMask& pages, Rights rights);
+
+// Lets the CPU write pages again whose read-only copies on devices are being dropped here.
+void collapse_to_cpu(House& house, Block& block, const PageMask& pages);
+
+// Records what the application did to `pages`, for whoever holds the claim to settle before releasing it. Any thread,
+// no claim.
+void notice(House& house, Block& block, const PageMask& pages, bool unmapped);
+
+// Settles notices, releases the claim, and tells the event thread if a CPU fault waits for the block.
+void release(House& house, Block& block);
+
+// Makes the block's pages valid and the CPU's / invalid, dropping device copies and kept contents.
+void make_valid(House& house, Block& block, const PageMask& pages, Range* range);
+void make_invalid(House& house, Block& block, const PageMask& pages);
+
+}  // namespace hmmrt

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+// What API calls ask for, over whole address ranges: manage and forget memory, prefetch, pin, advise. All take claims
+// block by block in ascending order and may wait for them; none may be called by the service's threads, with a claim
+// held, or from a kernel. `addr` and `bytes` are page aligned and managed unless said otherwise.
+// Callers that move pages to devices hold FaultService::departure_lock() shared.
+#pragma once
+
+#include "migrate/pipeline.hpp"
+
+namespace hmmrt {
+
+// [addr, addr + bytes) must already be allocated from, or attached to, the host mirror.
+Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registered, Range** out);
+
+// Drops device copies and kept contents of the range, then forgets it. With `bring_home`, contents come back to the CPU
+// first; pages that cannot come (HMMRT_ERROR_BUSY) leave the range managed.
+Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home);
+
+// Moves pages to `to` (the CPU or a device). Returns how many of the pages that should have moved did not.
+std::uint64_t prefetch(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, Processor to, Cause cause);
+
+// Pins are counted per page. Errors: HMMRT_ERROR_BUSY when a page cannot come home; then nothing stays pinned.
+Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes);
+// Errors: HMMRT_ERROR_INVALID_VALUE when some page is not pinned; then nothing changes.
+Status unpin(House& house, std::uintptr_t addr, std::size_t bytes);
+
+// `p` is the processor of the advice's location. Returns whether any page's advice changed.
+bool advise(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice, Processor p);
+
+// Residency of the whole range when it is one processor's; k_no_processor when mixed.
+Processor residency(House& house, std::uintptr_t addr, std::size_t bytes);
+
+}  // namespace hmmrt

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MIT
+#include "migrate/to_device.hpp"
+
+#include "migrate/coherence.hpp"
+
+namespace hmmrt {
+
+namespace {
+
+// Takes out of the wishes what must not or cannot be: forbidden pages, pages pinned in system memory.
+void sieve(House& house, Work& w) {
+  Block& b = *w.block;
+  const PageMask wanted = (w.pages | w.duplicate | w.remote) & b.valid;
+  w.forbidden = wanted & (b.no_access | (w.write & b.read_only));
+  w.pages = (w.pages & b.valid) - w.forbidden;
+  w.duplicate = (w.duplicate & b.valid) - w.forbidden - w.pages;
+  w.remote = (w.remote & b.valid) - w.forbidden - w.pages - w.duplicate;
+  const PageMask stay = w.pages & b.pinned;
+  w.pages = w.pages - stay;
+  if (house.device(w.to).info().caps.remote_mapping) {
+    w.remote |= stay & w.faulted;
+  } else {
+    w.pinned = stay;
+  }
+}
+
+// Frames for everything that will be copied here. Falls back from the whole wish to the faulted pages, and from those to
+// mapping them where they are.
+void find_frames(House& house, Work& w, Work& spare) {
+  Device& device = house.device(w.to);
+  const DevicePart& part = *w.block->part(w.to);
+  PageMask need = (w.pages | w.duplicate) - part.resident;
+  if (need.none()) return;
+  const auto get = [&] {
+    const unsigned n = need.count();
+    return device.allocate_frames(need, w.frames.data()) ||
+           (make_room(house, w.to, n, spare) && device.allocate_frames(need, w.frames.data()));
+  };
+  if (!get()) {
+    const PageMask prefetch = need - w.faulted;
+    w.full = prefetch;
+    w.pages = w.pages - prefetch;
+    w.duplicate = w.duplicate - prefetch;
+    need = need & w.faulted;
+    if (need.none() || (prefetch.none() || !get())) {
+      w.pages = w.pages - need;
+      w.duplicate = w.duplicate - need;
+      w.full |= need;
+      if (device.info().caps.remote_mapping) w.remote |= need;
+      need = PageMask{};
+    }
+  }
+  w.allocated = need;
+}
+
+void free_allocated(House& house, Work& w, const PageMask& pages) {
+  const PageMask back = w.allocated & pages;
+  if (back.none()) return;
+  house.device(w.to).free_frames(back, w.frames.data());
+  w.allocated = w.allocated - back;
+}
+
+// The device that holds most of the wanted pages that are not in system memory. Pages on further devices wait for the
+// next round.
+void choose_peer(House& house, Work& w) {
+  const PageMask wanted = (w.pages | w.duplicate) - w.block->on_cpu - w.block->part(w.to)->resident;
+  unsigned best = 0;
+  for (Processor p = 1; p <= house.device_count; ++p) {
+    const DevicePart* part = w.block->part(p);
+    if (p == w.to || part == nullptr) continue;
+    const unsigned n = (part->resident & wanted).count();
+    if (n > best) {
+      best = n;
+      w.peer = p;
+    }
+  }
+  if (best == 0) return;
+  w.from_peer = w.block->part(w.peer)->resident & wanted;
+}
+
+void start_transfer(House& house, Work& w, Transfer& t, const PageMask& pages, bool duplicate) {
+  t.base = w.block->base;
+  t.direction = Direction::to_device;
+  t.duplicate = duplicate;
+  t.device = &house.device(w.to);
+  t.frames = w.frames.data();
+  t.pages = pages;
+  t.clean = t.copied = PageMask{};
+  t.outcome = PageOutcome{};
+  t.ticket = 0;
+  if (pages.any()) house.host.prepare(t);
+}
+
+void note_refusals(House& house, Work& w, const PageOutcome& o) {
+  const Tally tally = house.tally(*w.block, w.to, w.block->base);
+  tally.add(Count::pages_busy, o.busy.count());
+  tally.add(Count::pages_pinned, o.pinned.count());
+  tally.add(Count::pages_gone, o.gone.count());
+  tally.add(Count::pages_forbidden, o.forbidden.count());
+  w.refused |= o.busy;
+  w.gone |= o.gone;
+  w.forbidden |= o.forbidden;
+  // What the kernel will not let go of stays in system memory; the device may still reach it there.
+  if (house.device(w.to).info().caps.remote_mapping) {
+    w.remote |= o.pinned & w.faulted;
+  } else {
+    w.pinned |= o.pinned;
+  }
+}
+
+// Pages that are here already and also on the CPU become ours alone: withdrawn, without copying.
+void collapse_here(House& house, Work& w) {
+  Block& b = *w.block;
+  const PageMask shared = w.pages & b.part(w.to)->resident & b.on_cpu;
+  if (shared.none()) return;
+  b.set_on_cpu(shared, false);
+  Transfer& t = w.dup;  // free until the duplicates are prepared
+  start_transfer(house, w, t, shared, false);
+  if (t.outcome.taken().any()) house.host.commit(t);
+  const PageMask kept = shared - t.outcome.taken();
+  b.set_on_cpu(kept, true);
+  b.cpu_protected = b.cpu_protected - t.outcome.taken();
+  house.tally(b, w.to, b.base).add(Count::duplicates_collapsed, t.outcome.taken().count());
+  if (kept.any()) {
+    // The CPU keeps them, so this device must not hold them as its own.
+    note_refusals(house, w, t.outcome);
+    w.pages = w.pages - kept;
+  }
+}
+
+}  // namespace
+
+void prepare_to_device(House& house, Work& w, Work& spare) {
+  Block& b = *w.block;
+  DevicePart* part = house.space.obtain_part(b, w.to);
+  if (part == nullptr) {
+    w.full = w.pages | w.duplicate | w.remote;
+    w.pages = w.duplicate = w.remote = PageMask{};
+    return;
+  }
+  sieve(house, w);
+  w.pages = w.pages - part->exclusive;  // ours already, in system memory
+  w.satisfied |= w.faulted & part->exclusive & part->mapped;
+  find_frames(house, w, spare);
+
+  const PageMask moving = w.pages;
+  if (moving.any()) {
+    take_away(house, b, moving, w.to);
+    for (Processor p = 1; p <= house.device_count; ++p) {  // read-only copies elsewhere
+      const DevicePart* other = b.part(p);
+      if (p == w.to || other == nullptr) continue;
+      const PageMask copies = other->resident & moving & (b.on_cpu | part->resident);
+      drop_frames(house, b, p, copies);
+    }
+  }
+  if (w.duplicate.any()) take_write_away(house, b, w.duplicate);
+  collapse_here(house, w);
+  choose_peer(house, w);
+
+  const PageMask from_cpu = (w.pages & b.on_cpu) - part->resident;
+  b.set_on_cpu(from_cpu, false);
+  start_transfer(house, w, w.move, from_cpu, false);
+  const PageMask stayed = from_cpu - w.move.outcome.taken();
+  b.set_on_cpu(stayed, true);
+  b.cpu_protected = b.cpu_protected - w.move.outcome.taken();
+  if (stayed.any()) note_refusals(house, w, w.move.outcome);
+
+  start_transfer(house, w, w.dup, (w.duplicate & b.on_cpu) - part->resident, true);
+  const PageMask dup_stayed = w.dup.pages - w.dup.outcome.taken();
+  if (dup_stayed.any()) note_refusals(house, w, w.dup.outcome);
+  free_allocated(house, w, stayed | dup_stayed);
+}
+
+void copy_to_device(House& house, Work& w) {
+  Device& device = house.device(w.to);
+  if (w.move.outcome.done.any()) house.host.copy(w.move);
+  if (w.dup.outcome.done.any()) house.host.copy(w.dup);
+  const PageMask fresh = (w.move.outcome.not_populated | w.dup.outcome.not_populated) & w.allocated;
+  if (fresh.any()) device.zero_frames(fresh, w.frames.data());
+  if (w.from_peer.none()) return;
+  const DevicePart& from = *w.block->part(w.peer);
+  std::array<CopyRun, 64> runs;
+  std::size_t n = 0;
+  w.from_peer.for_each_run([&](unsigned first, unsigned count) {
+    for (unsigned page = first; page < first + count;) {
+      unsigned end = page + 1;
+      while (end < first + count && w.frames[end] == w.frames[end - 1] + 1 &&
+             from.frames[end] == from.frames[end - 1] + 1) {
+        ++end;
+      }
+      runs[n++] = CopyRun{CopyKind::peer_to_device, w.peer, w.frames[page], from.frames[page], end - page, nullptr};
+      page = end;
+      if (n == runs.size()) {
+        // A full array is waited for; one block seldom needs two.
+        if (!device.wait_copy(device.copy_async({runs.data(), n}))) w.refused |= w.from_peer;
+        n = 0;
+      }
+    }
+  });
+  if (n != 0) w.peer_ticket = device.copy_async({runs.data(), n});
+}
+
+void finish_copy_to_device(House& house, Work& w) {
+  Block& b = *w.block;
+  for (Transfer* t : {&w.move, &w.dup}) {
+    if (t->outcome.done.none() || house.host.finish_copy(*t)) continue;
+    const PageMask taken = t->outcome.taken();
+    house.host.rollback(*t);
+    if (t == &w.move) b.set_on_cpu(taken, true);
+    w.refused |= taken;
+    free_allocated(house, w, taken);
+    t->outcome = PageOutcome{};
+  }
+  if (w.from_peer.any()) {
+    const bool copied = w.peer_ticket == 0 || house.device(w.to).wait_copy(w.peer_ticket);
+    if (!copied || w.refused.intersects(w.from_peer)) {
+      w.refused |= w.from_peer;
+      free_allocated(house, w, w.from_peer);
+      w.from_peer = PageMask{};
+    }
+  }
+}
+
+void commit_to_device(House& house, Work& w) {
+  Block& b = *w.block;
+  DevicePart* part = b.part(w.to);
+  if (part == nullptr) return;
+  const Tally tally = house.tally(b, w.to, b.base);
+  for (Transfer* t : {&w.move, &w.dup}) {
+    const PageMask before = t->outcome.taken();
+    if (before.none()) continue;
+    house.host.commit(*t);
+    const PageMask lost = before - t->outcome.taken();
+    if (t == &w.move) b.set_on_cpu(lost, true);
+    w.refused |= lost;
+    free_allocated(house, w, lost);
+  }
+  const PageMask moved = w.move.outcome.taken();
+  const PageMask duplicated = w.dup.outcome.taken();
+  const PageMask peer_moved = w.from_peer & w.pages;
+  const PageMask arrived = (moved | duplicated | w.from_peer) & w.allocated;
+  tally.add(Count::refaults, (arrived & w.faulted & part->evicted).count());
+  add_resident(house, b, w.to, arrived, w.frames.data());
+  part->staged |= w.move.outcome.done;
+  free_allocated(house, w, w.allocated - arrived);
+  w.allocated = PageMask{};
+  b.cpu_protected |= duplicated;
+  for (Processor p = 1; p <= house.device_count; ++p) {
+    if (p != w.to) drop_frames(house, b, p, peer_moved);
+  }
+
+  const PageMask shared = b.shared();
+  const PageMask own = w.pages & part->resident;
+  map_frames(house, b, w.to, own - shared - b.read_only, Rights::write);
+  map_frames(house, b, w.to, (own & (shared | b.read_only)) | (w.duplicate & part->resident), Rights::read);
+
+  // Mapped where they are: in system memory, or a peer's.
+  const DeviceCaps& caps = house.device(w.to).info().caps;
+  PageMask remote = w.remote - part->exclusive;
+  if (remote.any() && caps.remote_mapping) {
+    collapse_to_cpu(house, b, remote & (w.write | w.atomic));
+    remote = remote - part->resident;
+    const PageMask lone = caps.system_atomics ? PageMask{} : remote & w.atomic & b.on_cpu;
+    if (lone.any()) {
+      take_away(house, b, lone);
+      map_exclusive(house, b, w.to, lone);
+      remote = remote - lone;
+    }
+    const PageMask in_system = remote & b.on_cpu;
+    const PageMask readable = b.cpu_protected | b.read_only;
+    PageMask mapped = map_host(house, b, w.to, in_system - readable, Rights::write);
+    mapped |= map_host(house, b, w.to, in_system & readable, Rights::read);
+    for (Processor p = 1; caps.peer && p <= house.device_count; ++p) {
+      if (const DevicePart* owner = b.part(p); owner != nullptr && p != w.to) {
+        const PageMask theirs = (remote & owner->resident) - b.shared();
+        mapped |= map_peer(house, b, w.to, p, theirs - b.read_only, Rights::write);
+        mapped |= map_peer(house, b, w.to, p, theirs & b.read_only, Rights::read);
+      }
+    }
+    tally.add(Count::pages_mapped_remote, mapped.count());
+    // What could not be mapped in place is tried again, as a migration if need be.
+    w.refused |= (remote & w.faulted) - mapped;
+  }
+  PageMask reached = part->mapped & ((~w.write & ~w.atomic) | part->writable);
+  if (!caps.system_atomics) reached = reached - (w.atomic & (part->remote - part->exclusive));
+  w.satisfied |= w.faulted & reached;
+  w.refused = w.refused - w.satisfied;
+  w.moved = moved | peer_moved;
+
+  const PageMask copied = w.move.copied & w.move.outcome.done;
+  const Cause beyond = w.cause == Cause::fault ? Cause::prefetch_heuristic : w.cause;
+  tally.add_bytes(Way::to_device, w.cause, (copied & w.faulted).count() * k_page_size);
+  tally.add_bytes(Way::to_device, beyond, (copied - w.faulted).count() * k_page_size);
+  tally.add_bytes(Way::to_device, w.cause, (w.dup.copied & duplicated).count() * k_page_size);
+  tally.add_bytes(Way::peer, w.cause, (w.from_peer & w.faulted).count() * k_page_size);
+  tally.add_bytes(Way::peer, beyond, (w.from_peer - w.faulted).count() * k_page_size);
+  tally.add(Count::pages_to_device, moved.count());
+  tally.add(Count::pages_peer, w.from_peer.count());
+  tally.add(Count::pages_duplicated, duplicated.count());
+  const std::uint64_t now = house.clock.now_ns();
+  if (moved.any()) house.policy.on_migrated(b.history, moved, k_cpu, w.to, w.cause, now);
+  if (peer_moved.any()) house.policy.on_migrated(b.history, peer_moved, w.peer, w.to, w.cause, now);
+  if (house.log.on() && w.moved.any()) {
+    house.log.record({.time_ns = now, .base = b.base, .pages = w.moved.count(), .kind = EventKind::migrated,
+                      .processor = peer_moved.any() ? w.peer : k_cpu, .peer = w.to,
+                      .detail = static_cast<std::uint8_t>(w.cause)});
+  }
+  house.device(w.to).replay(b.base, w.satisfied);
+}
+
+}  // namespace hmmrt

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+#include "migrate/work.hpp"
+
+#include <algorithm>
+
+#include "migrate/coherence.hpp"
+#include "migrate/to_device.hpp"
+#include "migrate/to_host.hpp"
+#include "policy/victim.hpp"
+
+namespace hmmrt {
+
+void reset(Work& w) {
+  w.block = nullptr;
+  w.to = k_cpu;
+  w.cause = Cause::fault;
+  w.reason = Reason::none;
+  for (PageMask* m : {&w.pages, &w.duplicate, &w.remote, &w.write, &w.atomic, &w.faulted, &w.satisfied, &w.full,
+                      &w.refused, &w.pinned, &w.forbidden, &w.gone, &w.moved, &w.allocated, &w.from_peer}) {
+    *m = PageMask{};
+  }
+  for (Transfer* t : {&w.move, &w.dup}) {
+    t->pages = t->copied = t->clean = PageMask{};
+    t->outcome = PageOutcome{};
+    t->ticket = 0;
+  }
+  w.peer = k_no_processor;
+  w.peer_ticket = 0;
+  w.started_ns = 0;
+}
+
+void prepare(House& house, Work& work, Work& spare) {
+  if (work.to == k_cpu) {
+    prepare_to_host(house, work);
+  } else {
+    prepare_to_device(house, work, spare);
+  }
+}
+
+void copy(House& house, Work& work) {
+  if (work.to == k_cpu) {
+    copy_to_host(house, work);
+  } else {
+    copy_to_device(house, work);
+  }
+}
+
+void finish_copy(House& house, Work& work) {
+  if (work.to == k_cpu) {
+    finish_copy_to_host(house, work);
+  } else {
+    finish_copy_to_device(house, work);
+  }
+}
+
+void commit(House& house, Work& work) {
+  if (work.to == k_cpu) {
+    commit_to_host(house, work);
+  } else {
+    commit_to_device(house, work);
+  }
+}
+
+void carry_out(House& house, Work& work, Work& spare) {
+  prepare(house, work, spare);
+  copy(house, work);
+  finish_copy(house, work);
+  commit(house, work);
+}
+
+void evict(House& house, Block& block, Processor p, Work& spare, Cause cause) {
+  DevicePart* part = block.part(p);
+  if (part == nullptr || part->resident.none()) return;
+  const Tally tally = house.tally(block, p, block.base);
+  const PageMask all = part->resident;
+  // Copies of pages that the CPU, or another device, also has: only the frames go.
+  const PageMask copies = all & block.shared();
+  if (copies.any()) {
+    take_away(house, block, copies);
+    drop_frames(house, block, p, copies);
+    tally.add(Count::pages_dropped_clean, copies.count());
+    // With no copy left beside the CPU's, its protection ends at the next write fault.
+  }
+  if ((all - copies).any()) {
+    reset(spare);
+    spare.block = &block;
+    spare.to = k_cpu;
+    spare.pages = all - copies;
+    spare.cause = cause;
+    carry_out(house, spare, spare);
+  }
+  const PageMask left = all - part->resident;
+  part->evicted |= left;
+  if (cause == Cause::eviction && left.any()) {
+    tally.add(Count::evictions);
+    tally.add(Count::pages_evicted, left.count());
+    if (house.log.on()) {
+      house.log.record({.time_ns = house.clock.now_ns(), .base = block.base, .pages = left.count(),
+                        .kind = EventKind::evicted, .processor = p, .peer = k_cpu});
+    }
+  }
+}
+
+bool make_room(House& house, Processor p, std::uint64_t pages, Work& spare) {
+  constexpr std::size_t k_candidates = 64;
+  Device& device = house.device(p);
+  if (pages > device.info().memory_bytes / k_page_size) return false;
+  std::array<Block*, k_candidates> blocks;
+  std::array<VictimCandidate, k_candidates> candidates;
+  for (unsigned fruitless = 0; device.free_frame_count() < pages;) {
+    const std::size_t n = house.resident[p - 1u].take_oldest(blocks.data(), k_candidates);
+    const std::uint64_t now = house.clock.now_ns();
+    // Only what can be claimed is described; the rest is being worked on.
+    for (std::size_t i = 0; i < n; ++i) {
+      Block& b = *blocks[i];
+      candidates[i] = VictimCandidate{};
+      candidates[i].base = b.base;
+      candidates[i].migrating = !b.try_claim();
+      if (candidates[i].migrating) continue;
+      const DevicePart* part = b.part(p);
+      candidates[i].last_use = device.last_use(b.base);
+      candidates[i].resident_pages = static_cast<std::uint16_t>(part->resident.count());
+      candidates[i].clean_pages = static_cast<std::uint16_t>((part->resident & (part->staged | b.on_cpu)).count());
+      candidates[i].pinned = now < b.held_until_ns && b.held.intersects(part->resident);
+      candidates[i].preferred_here = b.advice != nullptr && b.advice->preferred[part->resident.next(0) % k_block_pages] == p;
+    }
+    const std::size_t victim = choose_victim({candidates.data(), n});
+    for (std::size_t i = 0; i < n; ++i) {
+      if (!candidates[i].migrating && i != victim) release(house, *blocks[i]);
+    }
+    if (victim == k_no_victim) return false;
+    const std::uint64_t before = device.free_frame_count();
+    evict(house, *blocks[victim], p, spare, Cause::eviction);
+    release(house, *blocks[victim]);
+    if (device.free_frame_count() <= before && ++fruitless == 8) return false;
+  }
+  return true;
+}
+
+}  // namespace hmmrt

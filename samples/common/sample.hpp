@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+// What every sample shares: its command line, what it prints, how it ends.
+//
+//   int main(int argc, char** argv) {
+//     samples::Sample sample("scale", "Doubles an array on the GPU");
+//     std::uint64_t n = 1 << 20;
+//     sample.size_option("-n,--size", n, "elements");
+//     return sample.run(argc, argv, [&] {
+//       hmmrt::context context = sample.open();
+//       ...
+//       sample.check("doubled", wrong == 0, "...");
+//       sample.statistics(context);
+//     });
+//   }
+//
+// Every sample takes --policy, --device, --option NAME=VALUE and --json. It exits with 0 only if every check held, with
+// 1 on a wrong answer or a library error, with CLI11's code on a bad command line.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <hmmrt/hmmrt.hpp>
+#include <hmmrt/kernel.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace samples {
+
+using Settings = std::vector<std::pair<std::string, std::string>>;  // option name, value
+
+class Sample {
+ public:
+  Sample(const char* name, const char* what);
+
+  CLI::App& cli() { return cli_; }
+  // An option that counts or measures: 4096, 64K, 64M, 1G (factors of 1024).
+  CLI::Option* size_option(const char* names, std::uint64_t& value, const char* what);
+
+  // Parses, runs `body`, and returns the exit status. Exceptions of the body are printed and make it 1.
+  int run(int argc, char** argv, const std::function<void()>& body);
+
+  // A context with, later ones winning: `defaults` (what this sample is made for; an HMMRT_* variable overrides them),
+  // the environment, --policy, --option, `forced` (what the sample varies by itself).
+  hmmrt::context open(const Settings& defaults = {}, const Settings& forced = {});
+  std::uint32_t device() const { return device_; }
+  bool json() const { return json_; }
+  // Whether the user named this context option, by variable or on the command line.
+  bool chosen(const std::string& option) const;
+
+  // Prints a line of the story; nothing under --json.
+  void say(const char* format, ...) __attribute__((format(printf, 2, 3)));
+  // One named result: a line, or a member of the JSON object.
+  void result(const std::string& name, double value, const char* unit);
+  // The answer against an independent one. `detail` is printed when it does not hold.
+  void check(const std::string& name, bool holds, const std::string& detail = {});
+  bool correct() const { return correct_; }
+  // The library's statistics table, or its main counters as JSON.
+  void statistics(const hmmrt::context& context);
+
+ private:
+  void print_json() const;
+
+  CLI::App cli_;
+  std::string name_;
+  std::string policy_;
+  std::vector<std::string> options_;
+  std::uint32_t device_ = 0;
+  bool json_ = false;
+  bool correct_ = true;
+  std::vector<std::string> results_, checks_, statistics_;  // JSON members
+};
+
+hmmrt_stats_t stats_of(const hmmrt::context& context);
+std::uint64_t bytes_to_device(const hmmrt_stats_t& stats);
+std::uint64_t bytes_to_host(const hmmrt_stats_t& stats);
+double mib(std::uint64_t bytes);
+
+class Stopwatch {
+ public:
+  double milliseconds() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// A small, seeded, portable generator (splitmix64): the same numbers everywhere, on the CPU and in kernels.
+HMMRT_KERNEL inline std::uint64_t mix(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+}  // namespace samples

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT
+// What the uffd tests stand on: a fake device (frames are plain memory, copy engine is memcpy in the caller) and an
+// event thread that serves CPU faults by bringing the faulting page home, unless a test holds them back.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "host/uffd/uffd_mirror.hpp"
+
+namespace hmmrt::test {
+
+class FakeDevice final : public Device {
+ public:
+  FakeDevice(unsigned frames, bool addressable) : addressable_(addressable), bytes_(std::size_t{frames} * k_page_size) {
+    memory_ = static_cast<std::byte*>(
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    madvise(memory_, bytes_, MADV_HUGEPAGE);
+    memset(memory_, 0xEE, bytes_);
+  }
+  ~FakeDevice() override { munmap(memory_, bytes_); }
+  std::byte* frame(Frame f) { return memory_ + std::size_t{f} * k_page_size; }
+  bool fail_copies = false;
+
+  const DeviceInfo& info() const override { return info_; }
+  bool allocate_frames(const PageMask&, Frame*) override { return false; }
+  void free_frames(const PageMask&, const Frame*) override {}
+  std::uint64_t free_frame_count() const override { return 0; }
+  void zero_frames(const PageMask& pages, const Frame* frames) override {
+    pages.for_each([&](unsigned i) { memset(frame(frames[i]), 0, k_page_size); });
+  }
+  std::byte* frame_address(Frame f) override { return addressable_ ? frame(f) : nullptr; }
+  void map(std::uintptr_t, std::span<const MapSpan>) override {}
+  PageMask unmap(std::uintptr_t, const PageMask&) override { return {}; }
+  bool quiesce(std::uint64_t) override { return true; }
+  std::size_t fetch_faults(std::span<DeviceFault>) override { return 0; }
+  void replay(std::uintptr_t, const PageMask&) override {}
+  void replay_all() override {}
+  void cancel(std::uint32_t, const LaunchError&) override {}
+  std::uint64_t fault_overflows() const override { return 0; }
+  std::size_t fetch_access_counts(std::span<AccessCount>) override { return 0; }
+  std::uint64_t last_use(std::uintptr_t) const override { return 0; }
+  CopyTicket copy_async(std::span<const CopyRun> runs) override {
+    if (fail_copies) return 1;
+    for (const CopyRun& r : runs) {
+      const std::size_t n = std::size_t{r.pages} * k_page_size;
+      if (r.kind == CopyKind::host_to_device) memcpy(frame(r.frame), r.host, n);
+      if (r.kind == CopyKind::device_to_host) memcpy(r.host, frame(r.frame), n);
+    }
+    return 0;
+  }
+  bool wait_copy(CopyTicket) override { return !fail_copies; }
+  Status create_queue(Queue*) override { return HMMRT_ERROR_NOT_SUPPORTED; }
+  void destroy_queue(Queue) override {}
+  Status launch(Queue, const Launch&) override { return HMMRT_ERROR_NOT_SUPPORTED; }
+  Status enqueue_host(Queue, void (*)(void*), void*) override { return HMMRT_ERROR_NOT_SUPPORTED; }
+  LaunchError synchronize(Queue) override { return {}; }
+  bool idle(Queue) override { return true; }
+
+ private:
+  DeviceInfo info_;
+  bool addressable_;
+  std::size_t bytes_;
+  std::byte* memory_;
+};
+
+struct Variant {
+  const char* name;
+  bool fallback;
+  bool addressable;
+};
+inline std::string variant_name(const testing::TestParamInfo<Variant>& v) { return v.param.name; }
+inline const Variant k_variants[] = {{"move", false, true},
+                                     {"move_bounce", false, false},
+                                     {"fallback", true, true},
+                                     {"fallback_bounce", true, false}};
+
+// Frame i of block b is b * 512 + i, so that expectations are arithmetic.
+class World {
+ public:
+  World(Variant variant, unsigned blocks, bool user_mode_only = false)
+      : device(blocks * k_block_pages, variant.addressable), blocks_(blocks), variant_(variant) {
+    Status status;
+    mirror = make_uffd_mirror({variant.fallback, user_mode_only}, &status);
+    if (!mirror) return;
+    for (unsigned i = 0; i < k_block_pages * blocks; ++i) frames_.push_back(i);
+    events_ = std::thread([this] { run(); });
+    memory = mirror->allocate(blocks * k_block_size);
+  }
+  ~World() {
+    if (!mirror) return;
+    if (memory != nullptr) mirror->release(memory, blocks_ * k_block_size);
+    stop_ = true;
+    mirror->interrupt();
+    events_.join();
+  }
+
+  std::uintptr_t base(unsigned block = 0) const { return reinterpret_cast<std::uintptr_t>(memory) + block * k_block_size; }
+  const Frame* frames(unsigned block = 0) const { return frames_.data() + block * k_block_pages; }
+  std::byte* frame(unsigned page, unsigned block = 0) { return device.frame(block * k_block_pages + page); }
+  std::byte* page(unsigned page, unsigned block = 0) { return memory + block * k_block_size + page * k_page_size; }
+  bool move() const { return mirror->info().path == "move"; }
+
+  Transfer transfer(Direction direction, const PageMask& pages, unsigned block = 0) {
+    Transfer t;
+    t.base = base(block);
+    t.direction = direction;
+    t.device = &device;
+    t.frames = frames(block);
+    t.pages = pages;
+    return t;
+  }
+  bool run_transfer(Transfer& t) {
+    mirror->prepare(t);
+    mirror->copy(t);
+    if (!mirror->finish_copy(t)) {
+      mirror->rollback(t);
+      return false;
+    }
+    mirror->commit(t);
+    return true;
+  }
+  PageOutcome to_device(const PageMask& pages, bool duplicate = false, unsigned block = 0) {
+    Transfer t = transfer(Direction::to_device, pages, block);
+    t.duplicate = duplicate;
+    run_transfer(t);
+    t.outcome.not_populated.for_each([&](unsigned i) { memset(frame(i, block), 0, k_page_size); });
+    if (!duplicate) {
+      const std::lock_guard lock(mutex_);
+      away(block) |= t.outcome.taken();
+    }
+    return t.outcome;
+  }
+  PageOutcome to_host(const PageMask& pages, bool duplicate = false, PageMask clean = {}, unsigned block = 0) {
+    Transfer t = transfer(Direction::to_host, pages, block);
+    t.duplicate = duplicate;
+    t.clean = clean;
+    run_transfer(t);
+    const std::lock_guard lock(mutex_);
+    away(block) = away(block) - t.outcome.done;
+    return t.outcome;
+  }
+
+  void fill(unsigned seed, unsigned pages = k_block_pages) {
+    for (unsigned i = 0; i < pages; ++i) memset(page(i), static_cast<int>((seed + i) & 0xff), k_page_size);
+  }
+  // Serves faults: `serve` decides; default brings the page home.
+  void hold_faults(bool on) { hold_ = on; }
+  std::size_t fault_count() {
+    const std::lock_guard lock(mutex_);
+    return faults;
+  }
+  // Waits until an event satisfies `wanted`; the test's own time limit is ctest's.
+  HostEvent await(const std::function<bool(const HostEvent&)>& wanted) {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      for (const HostEvent& e : log) {
+        if (wanted(e)) return e;
+      }
+      changed_.wait(lock);
+    }
+  }
+  HostEvent await(HostEventKind kind) {
+    return await([kind](const HostEvent& e) { return e.kind == kind; });
+  }
+  std::size_t count(HostEventKind kind) {
+    const std::lock_guard lock(mutex_);
+    return static_cast<std::size_t>(std::count_if(log.begin(), log.end(), [kind](auto& e) { return e.kind == kind; }));
+  }
+
+  std::unique_ptr<HostMirror> mirror;
+  FakeDevice device;
+  std::byte* memory = nullptr;
+  std::vector<HostEvent> log;
+  std::size_t faults = 0;
+  std::function<bool(const HostEvent&)> on_event;  // event thread; true: handled
+
+ private:
+  PageMask& away(unsigned block) {
+    if (away_.size() <= block) away_.resize(blocks_);
+    return away_[block];
+  }
+  void run() {
+    std::array<HostEvent, 64> events;
+    while (!stop_) {
+      mirror->wait(100'000'000);
+      const std::size_t n = mirror->fetch(events);
+      for (std::size_t i = 0; i < n; ++i) {
+        const HostEvent& e = events[i];
+        {
+          const std::lock_guard lock(mutex_);
+          log.push_back(e);
+          faults += e.kind == HostEventKind::fault;
+        }
+        changed_.notify_all();
+        if (on_event && on_event(e)) continue;
+        if (e.kind == HostEventKind::fault && !hold_) serve(e);
+      }
+    }
+  }
+  void serve(const HostEvent& e) {
+    const auto block = static_cast<unsigned>((e.addr - base()) >> k_block_shift);
+    const PageMask page = PageMask::one(page_in_block(e.addr));
+    if (e.write_protected) {
+      mirror->write_protect(block_floor(e.addr), page, false);
+      return;
+    }
+    PageMask gone_away;
+    {
+      const std::lock_guard lock(mutex_);
+      gone_away = away(block) & page;
+    }
+    if (gone_away.any()) {
+      to_host(page, false, {}, block);
+    } else {
+      mirror->populate(block_floor(e.addr), page);
+    }
+  }
+
+  unsigned blocks_;
+  Variant variant_;
+  std::vector<Frame> frames_;
+  std::vector<PageMask> away_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::atomic<bool> hold_{false};
+  std::atomic<bool> stop_{false};
+  std::thread events_;
+};
+
+inline bool all_bytes(const std::byte* p, unsigned value) {
+  for (std::size_t i = 0; i < k_page_size; ++i) {
+    if (p[i] != static_cast<std::byte>(value & 0xff)) return false;
+  }
+  return true;
+}
+
+}  // namespace hmmrt::test
