@@ -17,6 +17,7 @@
 //   - A launch that fails ends its waves by an exception of a private type thrown from an accessor: destructors run;
 //     do not swallow it with catch (...) and do not access managed memory in a noexcept function.
 //   - A wave keeps its thread but not its turn: no thread_local state, locks or blocking calls across an access.
+//   - A wave goes on until it misses or ends: it must not spin waiting for another wave of the same device.
 //   - About 60 KiB of stack per wave. No call into hmmrt.h.
 // Memory order: plain accesses are relaxed; atomics are acquire-release. Everything a launch did is visible to who
 // synchronises with its stream.

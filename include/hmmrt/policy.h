@@ -34,7 +34,7 @@ typedef struct hmmrt_page_mask {
 /* A policy's memory about one block; lives and dies with the block. 8-byte aligned. */
 typedef union hmmrt_policy_history {
   unsigned char bytes[256];
-  uint64_t align_;
+  uint64_t words[32];
 } hmmrt_policy_history_t;
 
 /* The block, as seen from the processor that faulted ("here"). `size` is what this library fills in; later versions

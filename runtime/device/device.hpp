@@ -73,6 +73,7 @@ struct MapSpan {
   std::uint16_t count = 0;
   Rights rights = Rights::none;
   Target target = Target::frames;
+  bool exclusive = false;           // with host: no other processor can reach the pages, so any atomic is safe
   Processor peer = k_no_processor;  // with Target::peer: whose frames
   Frame frame = k_no_frame;         // with frames and peer
   std::byte* host = nullptr;        // with host

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The device side of the fault service: batches of device faults, retries, timed pins, access counters.
 #include <algorithm>
-#include <cstdio>
+#include <mutex>
 
 #include "fault/fault_service.hpp"
 #include "fault/view.hpp"

@@ -12,7 +12,6 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <shared_mutex>
 #include <thread>
 #include <vector>
@@ -104,7 +103,7 @@ class FaultService {
   FaultLatencies latencies_;
   std::atomic<bool> stopping_{false};
   std::shared_mutex departures_;
-  std::mutex device_step_;  // held for each round of the device thread; freeze() holds it
+  ParkMutex device_step_;  // held for each round of the device thread; freeze() holds it
 
   // Device thread.
   Pipeline device_pipeline_;

@@ -46,7 +46,10 @@ void note_mapped(DevicePart& part, const PageMask& pages, Rights rights, bool re
 void unmap_from(House& house, Block& block, Processor p, const PageMask& pages) {
   DevicePart& part = *block.part(p);
   const PageMask written = house.device(p).unmap(block.base, pages);
-  part.staged = part.staged - written;
+  // Written perhaps through a mapping of a peer's frames: then the peer's are no longer as they came.
+  for (DevicePart* owner : block.parts) {
+    if (owner != nullptr) owner->staged = owner->staged - written;
+  }
   part.mapped = part.mapped - pages;
   part.writable = part.writable - pages;
   part.remote = part.remote - pages;
@@ -116,9 +119,12 @@ void add_resident(House& house, Block& block, Processor p, const PageMask& pages
   house.resident[p - 1u].renew(part);
 }
 
-void map_frames(House& house, Block& block, Processor p, const PageMask& pages, Rights rights) {
-  if (pages.none()) return;
+void map_frames(House& house, Block& block, Processor p, const PageMask& wanted, Rights rights) {
+  if (wanted.none()) return;
   DevicePart& part = *block.part(p);
+  // Translations that are there already stay: replacing one would forget that its page was written.
+  const PageMask pages = wanted - ((rights == Rights::write ? part.writable : part.mapped) - part.remote);
+  if (pages.none()) return;
   map_runs(
       house.device(p), block.base, pages, rights,
       [&](unsigned page, MapSpan& span) { span.frame = part.frames[page]; },
@@ -150,6 +156,7 @@ PageMask map_exclusive(House& house, Block& block, Processor p, const PageMask& 
       house.device(p), block.base, taken, Rights::write,
       [&](unsigned page, MapSpan& span) {
         span.target = Target::host;
+        span.exclusive = true;
         span.host = house.host.exclusive_address(block.base + page * k_page_size);
       },
       [](unsigned) { return true; });

@@ -29,7 +29,7 @@ struct House {
   std::array<Device*, k_max_devices> devices{};
   std::array<Counters*, k_max_devices> device_counters{};
   std::array<ResidentList, k_max_devices> resident{};
-  EventGate gate;
+  EventGate gate{};
   std::atomic<std::uint32_t> unsettled{0};  // blocks with notices recorded and not yet settled
   // Called while a quiesce takes long, so that the event thread can serve the CPU fault that a compute unit may be
   // stuck in (a remote access to a page that the application dropped). Does nothing on other threads.

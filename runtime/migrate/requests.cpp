@@ -236,7 +236,7 @@ Processor residency(House& house, std::uintptr_t addr, std::size_t bytes) {
       if (part->resident.contains(pages)) here = p;
       system |= part->exclusive;
     }
-    if (here == k_no_processor && system.contains(pages)) here = k_cpu;
+    if (system.contains(pages)) here = k_cpu;  // copies on devices do not count
     mixed |= here == k_no_processor || (where != k_no_processor && where != here);
     where = here;
   });

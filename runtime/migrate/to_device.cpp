@@ -53,6 +53,32 @@ void find_frames(House& house, Work& w, Work& spare) {
   w.allocated = need;
 }
 
+// Without peer copies, pages of other devices come by way of system memory.
+void bring_home_first(House& house, Work& w, Work& spare) {
+  if (house.device(w.to).info().caps.peer) return;
+  Block& b = *w.block;
+  PageMask elsewhere;
+  for (Processor p = 1; p <= house.device_count; ++p) {
+    const DevicePart* part = b.part(p);
+    if (p != w.to && part != nullptr) elsewhere |= part->resident;
+  }
+  elsewhere = elsewhere & (w.pages | w.duplicate | w.remote);
+  elsewhere = elsewhere - b.on_cpu - b.part(w.to)->resident;
+  if (elsewhere.none()) return;
+  reset(spare);
+  spare.block = &b;
+  spare.to = k_cpu;
+  spare.pages = elsewhere;
+  spare.faulted = elsewhere & w.faulted;
+  spare.cause = w.cause;
+  carry_out(house, spare, spare);
+  const PageMask stuck = elsewhere - b.on_cpu;
+  w.refused |= stuck;
+  w.pages = w.pages - stuck;
+  w.duplicate = w.duplicate - stuck;
+  w.remote = w.remote - stuck;
+}
+
 void free_allocated(House& house, Work& w, const PageMask& pages) {
   const PageMask back = w.allocated & pages;
   if (back.none()) return;
@@ -141,6 +167,7 @@ void prepare_to_device(House& house, Work& w, Work& spare) {
   sieve(house, w);
   w.pages = w.pages - part->exclusive;  // ours already, in system memory
   w.satisfied |= w.faulted & part->exclusive & part->mapped;
+  bring_home_first(house, w, spare);
   find_frames(house, w, spare);
 
   const PageMask moving = w.pages;

@@ -35,7 +35,7 @@ void pair_up(Lanes& lanes) {
   if constexpr (k_count == 1) {
     lanes[0] = sums(lanes[0]);
   } else {
-    for (unsigned w = 0; w < k_count / 2; ++w) lanes[w] = sums(lanes[2 * w]) | sums(lanes[2 * w + 1]) << 32;
+    for (std::size_t w = 0; w < k_count / 2; ++w) lanes[w] = sums(lanes[2 * w]) | sums(lanes[2 * w + 1]) << 32;
   }
 }
 

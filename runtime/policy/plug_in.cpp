@@ -20,7 +20,7 @@ constinit std::array<PlugIn, k_max_plug_ins> plug_ins{};
 constinit std::atomic<unsigned> plug_in_count{0};
 constinit std::mutex register_mutex;
 // names[n] lists the built-in policies and n plug-ins; written before the count is published.
-constinit std::array<char[sizeof(k_built_in_policies) + 34 * k_max_plug_ins], k_max_plug_ins + 1> names{};
+constinit std::array<char[sizeof(k_built_in_policies) + std::size_t{34} * k_max_plug_ins], k_max_plug_ins + 1> names{};
 
 hmmrt_page_mask_t to_c(const PageMask& m) {
   hmmrt_page_mask_t out;

@@ -61,7 +61,7 @@ void UvmPolicy::decide(const BlockView& block, const FaultGroup& group, const Po
   PageMask open = apply_advice(block, group, context, plan);
   const GranuleSet thrash = thrashing(h);
   const std::uint32_t now_us = to_us(context.now_ns);
-  const std::uint8_t self = static_cast<std::uint8_t>(group.processor + 1);
+  const auto self = static_cast<std::uint8_t>(group.processor + 1);
 
   GranuleSet nap = 0;
   std::uint32_t nap_us = 0;

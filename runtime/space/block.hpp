@@ -11,7 +11,7 @@
 //   I3  an `exclusive` page is in system memory but not in the CPU's page table: on_cpu is clear, resident nowhere, and
 //       exactly one device maps it
 //   I4  part(d)->frames[i] names a frame if and only if part(d)->resident has i
-//   I5  a page in `pinned` (user pin) is on_cpu and resident nowhere else
+//   I5  a page in `pinned` (user pin) does not leave system memory; hmmrt_pin marks it first, then brings it home
 //
 // Locking. Everything is guarded by the claim, with two exceptions. `on_cpu` is written with claim and state lock, so
 // the event thread may read it with the state lock alone. `notices` is written with the state lock by whoever hears of

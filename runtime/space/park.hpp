@@ -3,6 +3,7 @@
 // that the deterministic simulation can replace blocking by switching to another actor (set_park_hook).
 //   park(word, seen)   returns once `word` may have changed from `seen` (spurious returns allowed; callers loop)
 //   unpark(word)       wakes every thread parked on `word`
+//   ParkMutex          a mutex over both
 //   Doorbell           a counter to wait on: ring() by producers, wait(seen, timeout) by one or more consumers
 #pragma once
 
@@ -20,6 +21,22 @@ void unpark(Word& word) noexcept;
 // In simulation: called instead of sleeping; must run other actors and return. Null restores futexes. Process-wide.
 using ParkHook = void (*)(const Word&, std::uint32_t seen) noexcept;
 void set_park_hook(ParkHook hook) noexcept;
+
+// A mutex that waits in park(). Meets BasicLockable.
+class ParkMutex {
+ public:
+  void lock() noexcept {
+    std::uint32_t free = 0;
+    if (word_.compare_exchange_strong(free, 1, std::memory_order_acquire)) return;
+    while (word_.exchange(2, std::memory_order_acquire) != 0) park(word_, 2);
+  }
+  void unlock() noexcept {
+    if (word_.exchange(0, std::memory_order_release) == 2) unpark(word_);
+  }
+
+ private:
+  Word word_{0};  // 0 free, 1 held, 2 held and waited for
+};
 
 class Doorbell {
  public:

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
-#include <numeric>
 
 namespace samples {
 namespace {
@@ -46,7 +45,16 @@ bool in_environment(const std::string& option) {
 
 }  // namespace
 
+Cell::Cell(const char* name, const std::string& value) : column(name), text(value), number(false) {}
+Cell::Cell(const char* name, std::uint64_t value) : column(name), text(std::to_string(value)), number(true) {}
+Cell::Cell(const char* name, double value, int decimals) : column(name), number(true) {
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%.*f", decimals, value);
+  text = digits;
+}
+
 Sample::Sample(const char* name, const char* what) : cli_(what, name), name_(name) {
+  cli_.option_defaults()->always_capture_default();
   cli_.add_option("--policy", policy_, "who decides what moves: adaptive (default), uvm, first_touch_4k, ...");
   cli_.add_option("--device", device_, "index of the device to use");
   cli_.add_option("--option", options_, "NAME=VALUE: any context option (hmmrt-info --options); may be repeated")
@@ -60,7 +68,10 @@ Sample::Sample(const char* name, const char* what) : cli_(what, name), name_(nam
 }
 
 CLI::Option* Sample::size_option(const char* names, std::uint64_t& value, const char* what) {
-  return cli_.add_option(names, value, what)->transform(CLI::AsSizeValue(false))->type_name("SIZE")->capture_default_str();
+  return cli_.add_option(names, value, what)
+      ->transform(CLI::AsSizeValue(false))
+      ->type_name("SIZE")
+      ->capture_default_str();
 }
 
 int Sample::run(int argc, char** argv, const std::function<void()>& body) {
@@ -107,8 +118,29 @@ void Sample::say(const char* format, ...) {
 }
 
 void Sample::result(const std::string& name, double value, const char* unit) {
-  results_.push_back("{\"name\": " + quoted(name) + ", \"value\": " + number(value) + ", \"unit\": " + quoted(unit) + "}");
-  say("  %-28s %.6g %s", name.c_str(), value, unit);
+  results_.push_back("{\"name\": " + quoted(name) + ", \"value\": " + number(value) + ", \"unit\": " + quoted(unit) +
+                     "}");
+  say("  %-28s %.6g%s%s", name.c_str(), value, *unit == '\0' ? "" : " ", unit);
+}
+
+void Sample::row(const std::vector<Cell>& cells) {
+  std::vector<std::string> columns, members;
+  std::string header, line;
+  for (const Cell& c : cells) {
+    columns.push_back(c.column);
+    members.push_back(quoted(c.column) + ": " + (c.number ? c.text : quoted(c.text)));
+    const int width = std::max<int>(static_cast<int>(c.column.size()), c.number ? 9 : 14);
+    char text[2][64];
+    std::snprintf(text[0], sizeof text[0], "  %*s", c.number ? width : -width, c.column.c_str());
+    std::snprintf(text[1], sizeof text[1], "  %*s", c.number ? width : -width, c.text.c_str());
+    header += text[0];
+    line += text[1];
+  }
+  for (std::string* text : {&header, &line}) text->erase(text->find_last_not_of(' ') + 1);
+  if (columns != columns_) say("\n%s", header.c_str());
+  say("%s", line.c_str());
+  columns_ = std::move(columns);
+  rows_.push_back("{" + joined(members) + "}");
 }
 
 void Sample::check(const std::string& name, bool holds, const std::string& detail) {
@@ -119,7 +151,7 @@ void Sample::check(const std::string& name, bool holds, const std::string& detai
 }
 
 void Sample::statistics(const hmmrt::context& context) {
-  const hmmrt_stats_t s = stats_of(context);
+  const hmmrt_stats_t s = context.stats();
   if (!json_) {
     std::putchar('\n');
     std::fflush(stdout);
@@ -127,6 +159,7 @@ void Sample::statistics(const hmmrt::context& context) {
     std::cout.flush();
     return;
   }
+  statistics_.clear();
   const auto member = [this](const char* name, std::uint64_t value) {
     statistics_.push_back("\"" + std::string(name) + "\": " + std::to_string(value));
   };
@@ -134,8 +167,8 @@ void Sample::statistics(const hmmrt::context& context) {
   member("cpu_faults", s.cpu_faults);
   member("fault_batches", s.fault_batches);
   member("duplicate_faults", s.duplicate_faults);
-  member("bytes_to_device", bytes_to_device(s));
-  member("bytes_to_host", bytes_to_host(s));
+  member("bytes_to_device", hmmrt::bytes_to_device(s));
+  member("bytes_to_host", hmmrt::bytes_to_host(s));
   member("evictions", s.evictions);
   member("pages_evicted", s.pages_evicted);
   member("refaults", s.refaults);
@@ -149,19 +182,13 @@ void Sample::statistics(const hmmrt::context& context) {
 }
 
 void Sample::print_json() const {
-  std::printf("{\"sample\": %s, \"correct\": %s, \"checks\": [%s], \"results\": [%s], \"statistics\": {%s}}\n",
-              quoted(name_).c_str(), correct_ ? "true" : "false", joined(checks_).c_str(), joined(results_).c_str(),
-              joined(statistics_).c_str());
+  std::printf(
+      "{\"sample\": %s, \"correct\": %s, \"checks\": [%s], \"results\": [%s], \"rows\": [%s], "
+      "\"statistics\": {%s}}\n",
+      quoted(name_).c_str(), correct_ ? "true" : "false", joined(checks_).c_str(), joined(results_).c_str(),
+      joined(rows_).c_str(), joined(statistics_).c_str());
 }
 
-hmmrt_stats_t stats_of(const hmmrt::context& context) { return context.stats(); }
-
-std::uint64_t bytes_to_device(const hmmrt_stats_t& s) {
-  return std::accumulate(std::begin(s.bytes_to_device_by_cause), std::end(s.bytes_to_device_by_cause), std::uint64_t{0});
-}
-std::uint64_t bytes_to_host(const hmmrt_stats_t& s) {
-  return std::accumulate(std::begin(s.bytes_to_host_by_cause), std::end(s.bytes_to_host_by_cause), std::uint64_t{0});
-}
 double mib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); }
 
 }  // namespace samples

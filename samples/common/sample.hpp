@@ -24,12 +24,22 @@
 #include <hmmrt/hmmrt.hpp>
 #include <hmmrt/kernel.hpp>
 #include <string>
-#include <utility>
 #include <vector>
+
+#include "common/mix.hpp"
 
 namespace samples {
 
-using Settings = std::vector<std::pair<std::string, std::string>>;  // option name, value
+using Settings = std::vector<hmmrt::option>;
+
+// One field of a table row.
+struct Cell {
+  Cell(const char* column, const std::string& text);
+  Cell(const char* column, std::uint64_t value);
+  Cell(const char* column, double value, int decimals);
+  std::string column, text;
+  bool number;
+};
 
 class Sample {
  public:
@@ -54,6 +64,8 @@ class Sample {
   void say(const char* format, ...) __attribute__((format(printf, 2, 3)));
   // One named result: a line, or a member of the JSON object.
   void result(const std::string& name, double value, const char* unit);
+  // A row of a table; the first row, and any with other columns than the one before, prints a header first.
+  void row(const std::vector<Cell>& cells);
   // The answer against an independent one. `detail` is printed when it does not hold.
   void check(const std::string& name, bool holds, const std::string& detail = {});
   bool correct() const { return correct_; }
@@ -70,12 +82,10 @@ class Sample {
   std::uint32_t device_ = 0;
   bool json_ = false;
   bool correct_ = true;
-  std::vector<std::string> results_, checks_, statistics_;  // JSON members
+  std::vector<std::string> results_, rows_, checks_, statistics_;  // JSON members
+  std::vector<std::string> columns_;                               // of the latest row
 };
 
-hmmrt_stats_t stats_of(const hmmrt::context& context);
-std::uint64_t bytes_to_device(const hmmrt_stats_t& stats);
-std::uint64_t bytes_to_host(const hmmrt_stats_t& stats);
 double mib(std::uint64_t bytes);
 
 class Stopwatch {
@@ -87,13 +97,5 @@ class Stopwatch {
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
-
-// A small, seeded, portable generator (splitmix64): the same numbers everywhere, on the CPU and in kernels.
-HMMRT_KERNEL inline std::uint64_t mix(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
 
 }  // namespace samples

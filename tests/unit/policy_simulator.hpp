@@ -41,6 +41,7 @@ class Simulator {
     view_.valid = PageMask::all();
     populated_ = PageMask::all();
     owner_.fill(k_cpu);
+    resident_[k_cpu] = PageMask::all();
   }
 
   const Policy& policy() const { return *policy_; }
@@ -75,13 +76,7 @@ class Simulator {
     }
   }
 
-  PageMask resident(Processor p) const {
-    PageMask m;
-    for (unsigned i = 0; i < k_block_pages; ++i) {
-      if (owner_[i] == p) m.set(i);
-    }
-    return m & view_.valid;
-  }
+  PageMask resident(Processor p) const { return resident_[p] & view_.valid; }
   BlockView& advice() { return view_; }
 
   // Results.
@@ -193,6 +188,8 @@ class Simulator {
       arrived_[p / 16] = now_;
     });
     populated_ |= pages;
+    resident_[from] = resident_[from] - pages;
+    resident_[to] |= pages;
     for (auto& r : remote_) r = r - pages;  // the old place is gone
     policy_->on_migrated(history, pages, from, to, cause, now_);
   }
@@ -201,6 +198,7 @@ class Simulator {
   std::uint64_t now_ = 1'000'000, frames_, free_;
   BlockView view_;
   std::array<Processor, k_block_pages> owner_{};
+  std::array<PageMask, k_max_processors> resident_{};
   std::array<std::uint64_t, 32> arrived_{};
   std::array<PageMask, k_max_processors> remote_{}, duplicate_{};
   std::array<std::uint64_t, k_max_processors> remote_until_{};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What the uffd tests stand on: a fake device (frames are plain memory, copy engine is memcpy in the caller) and an
-// event thread that serves CPU faults by bringing the faulting page home, unless a test holds them back.
+// event thread that reads events, and a server thread that brings faulting pages home, unless a test holds them back.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -24,8 +24,8 @@ namespace hmmrt::test {
 class FakeDevice final : public Device {
  public:
   FakeDevice(unsigned frames, bool addressable) : addressable_(addressable), bytes_(std::size_t{frames} * k_page_size) {
-    memory_ = static_cast<std::byte*>(
-        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memory_ =
+        static_cast<std::byte*>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     madvise(memory_, bytes_, MADV_HUGEPAGE);
     memset(memory_, 0xEE, bytes_);
   }
@@ -81,10 +81,8 @@ struct Variant {
   bool addressable;
 };
 inline std::string variant_name(const testing::TestParamInfo<Variant>& v) { return v.param.name; }
-inline const Variant k_variants[] = {{"move", false, true},
-                                     {"move_bounce", false, false},
-                                     {"fallback", true, true},
-                                     {"fallback_bounce", true, false}};
+inline const Variant k_variants[] = {
+    {"move", false, true}, {"move_bounce", false, false}, {"fallback", true, true}, {"fallback_bounce", true, false}};
 
 // Frame i of block b is b * 512 + i, so that expectations are arithmetic.
 class World {
@@ -95,18 +93,28 @@ class World {
     mirror = make_uffd_mirror({variant.fallback, user_mode_only}, &status);
     if (!mirror) return;
     for (unsigned i = 0; i < k_block_pages * blocks; ++i) frames_.push_back(i);
+    away_.resize(blocks);
     events_ = std::thread([this] { run(); });
     memory = mirror->allocate(blocks * k_block_size);
+    server_ = std::thread([this] { serve_all(); });
   }
   ~World() {
     if (!mirror) return;
+    {
+      const std::lock_guard lock(mutex_);
+      stop_serving_ = true;
+    }
+    changed_.notify_all();
+    server_.join();
     if (memory != nullptr) mirror->release(memory, blocks_ * k_block_size);
     stop_ = true;
     mirror->interrupt();
     events_.join();
   }
 
-  std::uintptr_t base(unsigned block = 0) const { return reinterpret_cast<std::uintptr_t>(memory) + block * k_block_size; }
+  std::uintptr_t base(unsigned block = 0) const {
+    return reinterpret_cast<std::uintptr_t>(memory) + block * k_block_size;
+  }
   const Frame* frames(unsigned block = 0) const { return frames_.data() + block * k_block_pages; }
   std::byte* frame(unsigned page, unsigned block = 0) { return device.frame(block * k_block_pages + page); }
   std::byte* page(unsigned page, unsigned block = 0) { return memory + block * k_block_size + page * k_page_size; }
@@ -131,31 +139,39 @@ class World {
     mirror->commit(t);
     return true;
   }
+  // One claim for all blocks. The mirror, with the claim held until the end of the expression.
+  struct Claimed {
+    std::unique_lock<std::mutex> lock;
+    HostMirror* mirror;
+    HostMirror* operator->() const { return mirror; }
+  };
+  Claimed claimed() { return {std::unique_lock(claim_), mirror.get()}; }
+
   PageOutcome to_device(const PageMask& pages, bool duplicate = false, unsigned block = 0) {
+    const std::lock_guard claim(claim_);
     Transfer t = transfer(Direction::to_device, pages, block);
     t.duplicate = duplicate;
     run_transfer(t);
     t.outcome.not_populated.for_each([&](unsigned i) { memset(frame(i, block), 0, k_page_size); });
-    if (!duplicate) {
-      const std::lock_guard lock(mutex_);
-      away(block) |= t.outcome.taken();
-    }
+    if (!duplicate) away_[block] |= t.outcome.taken();
     return t.outcome;
   }
   PageOutcome to_host(const PageMask& pages, bool duplicate = false, PageMask clean = {}, unsigned block = 0) {
+    const std::lock_guard claim(claim_);
+    return deliver(pages, duplicate, clean, block);
+  }
+  PageOutcome deliver(const PageMask& pages, bool duplicate, const PageMask& clean, unsigned block) {
     Transfer t = transfer(Direction::to_host, pages, block);
     t.duplicate = duplicate;
     t.clean = clean;
     run_transfer(t);
-    const std::lock_guard lock(mutex_);
-    away(block) = away(block) - t.outcome.done;
+    away_[block] = away_[block] - t.outcome.done;
     return t.outcome;
   }
 
   void fill(unsigned seed, unsigned pages = k_block_pages) {
     for (unsigned i = 0; i < pages; ++i) memset(page(i), static_cast<int>((seed + i) & 0xff), k_page_size);
   }
-  // Serves faults: `serve` decides; default brings the page home.
   void hold_faults(bool on) { hold_ = on; }
   std::size_t fault_count() {
     const std::lock_guard lock(mutex_);
@@ -174,6 +190,10 @@ class World {
   HostEvent await(HostEventKind kind) {
     return await([kind](const HostEvent& e) { return e.kind == kind; });
   }
+  void forget_events() {
+    const std::lock_guard lock(mutex_);
+    log.clear();
+  }
   std::size_t count(HostEventKind kind) {
     const std::lock_guard lock(mutex_);
     return static_cast<std::size_t>(std::count_if(log.begin(), log.end(), [kind](auto& e) { return e.kind == kind; }));
@@ -184,13 +204,13 @@ class World {
   std::byte* memory = nullptr;
   std::vector<HostEvent> log;
   std::size_t faults = 0;
-  std::function<bool(const HostEvent&)> on_event;  // event thread; true: handled
+  // From now on `handler` gets every event, on the event thread, and nothing is served here.
+  void on_event(std::function<void(const HostEvent&)> handler) {
+    const std::lock_guard lock(mutex_);
+    handler_ = std::move(handler);
+  }
 
  private:
-  PageMask& away(unsigned block) {
-    if (away_.size() <= block) away_.resize(blocks_);
-    return away_[block];
-  }
   void run() {
     std::array<HostEvent, 64> events;
     while (!stop_) {
@@ -198,31 +218,40 @@ class World {
       const std::size_t n = mirror->fetch(events);
       for (std::size_t i = 0; i < n; ++i) {
         const HostEvent& e = events[i];
+        bool handled = false;
         {
           const std::lock_guard lock(mutex_);
           log.push_back(e);
           faults += e.kind == HostEventKind::fault;
+          handled = static_cast<bool>(handler_);
+          if (e.kind == HostEventKind::fault && !hold_ && !handled) queue_.push_back(e);
         }
         changed_.notify_all();
-        if (on_event && on_event(e)) continue;
-        if (e.kind == HostEventKind::fault && !hold_) serve(e);
+        if (handled) handler_(e);
       }
     }
   }
+  void serve_all() {
+    for (;;) {
+      HostEvent e;
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return stop_serving_ || !queue_.empty(); });
+        if (queue_.empty()) return;
+        e = queue_.back();
+        queue_.pop_back();
+      }
+      serve(e);
+    }
+  }
   void serve(const HostEvent& e) {
+    const std::lock_guard claim(claim_);
     const auto block = static_cast<unsigned>((e.addr - base()) >> k_block_shift);
     const PageMask page = PageMask::one(page_in_block(e.addr));
     if (e.write_protected) {
       mirror->write_protect(block_floor(e.addr), page, false);
-      return;
-    }
-    PageMask gone_away;
-    {
-      const std::lock_guard lock(mutex_);
-      gone_away = away(block) & page;
-    }
-    if (gone_away.any()) {
-      to_host(page, false, {}, block);
+    } else if (block < blocks_ && away_[block].intersects(page)) {
+      deliver(page, false, {}, block);
     } else {
       mirror->populate(block_floor(e.addr), page);
     }
@@ -231,12 +260,17 @@ class World {
   unsigned blocks_;
   Variant variant_;
   std::vector<Frame> frames_;
+  std::mutex claim_;
   std::vector<PageMask> away_;
   std::mutex mutex_;
+  std::vector<HostEvent> queue_;
+  std::function<void(const HostEvent&)> handler_;
+  bool stop_serving_ = false;
   std::condition_variable changed_;
   std::atomic<bool> hold_{false};
   std::atomic<bool> stop_{false};
   std::thread events_;
+  std::thread server_;
 };
 
 inline bool all_bytes(const std::byte* p, unsigned value) {

@@ -194,7 +194,7 @@ TEST_P(UffdTransfer, give_back_returns_kept_pages_and_says_which_it_has_not) {
   w.fill(6);
   madvise(w.page(100), k_page_size, MADV_DONTNEED);
   w.to_device(PageMask::all());
-  const PageOutcome out = w.mirror->give_back(w.base(), PageMask::all());
+  const PageOutcome out = w.claimed()->give_back(w.base(), PageMask::all());
   EXPECT_TRUE(out.not_populated.test(100));
   if (w.move()) {
     EXPECT_EQ(out.done.count(), 511u);
@@ -211,7 +211,7 @@ TEST_P(UffdTransfer, exclusive_pages_are_reachable_only_by_their_exclusive_addre
   w.fill(6, 2);
   w.hold_faults(true);
   const PageMask pages = PageMask::range(0, 3);
-  const PageOutcome out = w.mirror->make_exclusive(w.base(), pages);
+  const PageOutcome out = w.claimed()->make_exclusive(w.base(), pages);
   ASSERT_EQ(out.done, pages);
   std::byte* const p = w.mirror->exclusive_address(w.base());
   ASSERT_NE(p, nullptr);
@@ -220,7 +220,7 @@ TEST_P(UffdTransfer, exclusive_pages_are_reachable_only_by_their_exclusive_addre
   memset(p, 0x66, k_page_size);
   std::thread toucher([&] { EXPECT_TRUE(all_bytes(w.page(0), 0x66)); });
   w.await(HostEventKind::fault);
-  EXPECT_EQ(w.mirror->give_back(w.base(), pages).done, pages);
+  EXPECT_EQ(w.claimed()->give_back(w.base(), pages).done, pages);
   toucher.join();
   EXPECT_TRUE(all_bytes(w.page(1), 7));
 }
@@ -228,9 +228,9 @@ TEST_P(UffdTransfer, exclusive_pages_are_reachable_only_by_their_exclusive_addre
 TEST_P(UffdTransfer, populate_gives_zeros_and_leaves_present_pages) {
   World w(GetParam(), 2);
   w.to_device(PageMask::one(0));
-  EXPECT_TRUE(w.mirror->populate(w.base(1), PageMask::all()).done.full());
+  EXPECT_TRUE(w.claimed()->populate(w.base(1), PageMask::all()).done.full());
   w.page(3, 1)[0] = std::byte{3};
-  EXPECT_TRUE(w.mirror->populate(w.base(1), PageMask::all()).done.full());
+  EXPECT_TRUE(w.claimed()->populate(w.base(1), PageMask::all()).done.full());
   EXPECT_EQ(w.page(3, 1)[0], std::byte{3});
   EXPECT_EQ(w.page(511, 1)[0], std::byte{0});
   EXPECT_EQ(w.fault_count(), 0u);
@@ -240,7 +240,7 @@ TEST_P(UffdTransfer, map_remote_tells_present_from_absent) {
   World w(GetParam(), 1);
   w.fill(1);
   madvise(w.page(2), k_page_size, MADV_DONTNEED);
-  const PageOutcome out = w.mirror->map_remote(w.base(), PageMask::range(0, 4));
+  const PageOutcome out = w.claimed()->map_remote(w.base(), PageMask::range(0, 4));
   EXPECT_EQ(out.not_populated, PageMask::one(2));
   EXPECT_EQ(out.done.count(), 3u);
   EXPECT_EQ(w.mirror->remote_address(w.base()), w.memory);

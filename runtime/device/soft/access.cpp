@@ -52,6 +52,12 @@ void Unit::begin_section() {
   } else {
     std::atomic_thread_fence(std::memory_order_seq_cst);
   }
+  accept_flush();
+}
+
+// Empties the TLB if asked to, and says so. With no translation of before in use: at the start of a section, or
+// outside one.
+void Unit::accept_flush() {
   const std::uint32_t requested = flush_requested.load(std::memory_order_acquire);
   if (requested != flush_seen.load(std::memory_order_relaxed)) {
     tag += k_generation;
@@ -189,12 +195,15 @@ std::size_t Unit::contiguous(std::uintptr_t addr, std::size_t want, Access acces
   PageTableLeaf* leaf = leaf_of(addr);
   if (leaf == nullptr) return 0;
   unsigned page = page_in_block(addr);
+  const std::size_t in_block = k_block_size - (addr & (k_block_size - 1));
+  want = std::min(want, in_block);
+  if (const Pte huge = leaf->huge.load(std::memory_order_acquire); huge != 0) {
+    *entry = huge + Pte{page} * k_page_size;
+    return satisfies(huge, access) ? want : 0;
+  }
   const Pte first = leaf->entry(page);
   if (first == 0 || !satisfies(first, access)) return 0;
   *entry = first;
-  const std::size_t in_block = k_block_size - (addr & (k_block_size - 1));
-  want = std::min(want, in_block);
-  if (leaf->huge.load(std::memory_order_acquire) != 0 && leaf->entry(page) == first) return want;
   std::size_t run = k_page_size - (addr & (k_page_size - 1));
   for (Pte next = first + k_page_size; run < want && leaf->entry(page + 1) == next; next += k_page_size) {
     ++page;
@@ -218,6 +227,8 @@ bool Unit::mark_span_dirty(const detail::span_operand& operand, std::size_t byte
 
 // Translates all operands for as many elements as all of them have contiguous. 0 on a miss. Inside a section.
 std::size_t Unit::translate_spans(std::span<detail::span_operand> operands, std::size_t elements) {
+  if ((++fills_ & 63) == 0) shared_.tick.fetch_add(1, std::memory_order_relaxed);
+  const std::uint64_t tick = shared_.tick.load(std::memory_order_relaxed);
   for (;;) {
     std::size_t n = elements;
     std::array<Pte, detail::k_max_operands> entries;
@@ -225,14 +236,14 @@ std::size_t Unit::translate_spans(std::span<detail::span_operand> operands, std:
       detail::span_operand& o = operands[i];
       const auto access = static_cast<Access>(o.kind);
       const std::size_t size = o.element_bytes;
-      const std::size_t most = std::max<std::size_t>(k_span_bytes / size, 1);
-      n = std::min(n, most);
+      if (n * size > k_span_bytes) n = std::max<std::size_t>(k_span_bytes / size, 1);
       const std::size_t run = contiguous(o.addr, n * size, access, &entries[i]);
       if (run == 0) return 0;
       o.host = o.head = reinterpret_cast<void*>((entries[i] & k_pte_address) + (o.addr & (k_page_size - 1)));
       o.head_bytes = 0;
+      if (run >= n * size) continue;
       if (run >= size) {
-        n = std::min(n, run / size);
+        n = run / size;
         continue;
       }
       Pte second = 0;  // the element straddles two frames that do not adjoin
@@ -242,23 +253,23 @@ std::size_t Unit::translate_spans(std::span<detail::span_operand> operands, std:
       n = 1;
     }
     bool stable = true;
-    for (const detail::span_operand& o : operands) {
+    for (std::size_t i = 0; i < operands.size(); ++i) {
+      detail::span_operand& o = operands[i];
+      PageTableLeaf* leaf = leaf_of(o.addr);
+      leaf->last_use.store(tick, std::memory_order_relaxed);
       if (o.kind != detail::k_read) stable &= mark_span_dirty(o, n * o.element_bytes);
     }
     if (!stable) continue;
     for (std::size_t i = 0; i < operands.size(); ++i) {
       detail::span_operand& o = operands[i];
-      PageTableLeaf* leaf = leaf_of(o.addr);
-      leaf->last_use.store(shared_.tick.load(std::memory_order_relaxed), std::memory_order_relaxed);
       if ((entries[i] & k_pte_remote) != 0) {
-        count_remote(*leaf, o.addr, entries[i], (n * o.element_bytes + k_line - 1) / k_line);
+        count_remote(*leaf_of(o.addr), o.addr, entries[i], (n * o.element_bytes + k_line - 1) / k_line);
       }
       if (o.head_bytes == 0) continue;
       std::memcpy(o.bounce, o.head, o.head_bytes);
       std::memcpy(static_cast<std::byte*>(o.bounce) + o.head_bytes, o.tail, o.element_bytes - o.head_bytes);
       o.host = o.bounce;
     }
-    shared_.tick.fetch_add((++fills_ & 63) == 0 ? 1 : 0, std::memory_order_relaxed);
     return n;
   }
 }
@@ -281,13 +292,14 @@ void Unit::collect_faults(std::span<detail::span_operand> operands, std::size_t 
 
 std::size_t Unit::open_spans(std::span<detail::span_operand> operands, std::size_t elements) {
   refuse_nesting(operands[0].addr);
+  elements = std::min(elements, std::size_t{1} << 40);  // whatever a kernel asks for, byte counts do not overflow
   if (shared_.config.deterministic) yield_wave();
   for (;;) {
     check_cancelled();
     begin_section();
     if (const std::size_t n = translate_spans(operands, elements); n != 0) {
       saved_tag_ = tag;
-      tag = 0;  // a nested access then misses, and is refused
+      tag = k_no_tag;  // a nested access then misses, and is refused
       in_span_ = true;
       return n;
     }

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "device/soft/thread_setup.hpp"
 #include "space/park.hpp"
 
 namespace hmmrt {
@@ -161,8 +162,9 @@ bool LaunchBoard::claim(WaveClaim* out, std::uint64_t at_most) {
 }
 
 void LaunchBoard::complete(LaunchState* launch, std::uint64_t waves) {
+  const std::uint64_t all = launch->waves;  // once ours are counted, another unit may finish and recycle the launch
   // Acquire-release: the last to complete has everyone's work behind it, and so has who synchronises with it.
-  if (launch->done.fetch_add(waves, std::memory_order_acq_rel) + waves == launch->waves) finish(launch);
+  if (launch->done.fetch_add(waves, std::memory_order_acq_rel) + waves == all) finish(launch);
 }
 
 void LaunchBoard::finish(LaunchState* launch) {
@@ -279,6 +281,7 @@ void LaunchBoard::call_host(std::unique_lock<std::mutex>& lock, QueueState& queu
 }
 
 void LaunchBoard::run_host_thread(QueueState& queue) {
+  prepare_thread("hmmrt-queue");
   std::unique_lock lock(mutex_);
   for (;;) {
     const std::uint32_t seen = queue.host_work.load(std::memory_order_acquire);

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <cassert>
 #include <cstdio>
 #include <cstdlib>
 #include <new>
@@ -11,6 +12,7 @@ namespace hmmrt {
 
 namespace {
 constexpr std::size_t k_slab_bytes = std::size_t{1} << 20;
+constexpr std::uintptr_t k_blocks = std::uintptr_t{1} << 26;  // of a 47-bit user address space
 }
 
 bool PageTableLeaf::mark_dirty(unsigned first, unsigned count) {
@@ -74,7 +76,8 @@ T& PageTable::child(std::atomic<T*>& slot) {
 }
 
 PageTableLeaf* PageTable::find(std::uintptr_t addr) const {
-  const std::uintptr_t block = (addr >> k_block_shift) & ((std::uintptr_t{1} << 26) - 1);
+  const std::uintptr_t block = addr >> k_block_shift;
+  if (block >= k_blocks) return nullptr;
   const Middle* middle = root_[block >> 17].load(std::memory_order_acquire);
   if (middle == nullptr) return nullptr;
   const Low* low = middle->lows[(block >> 8) & 511].load(std::memory_order_acquire);
@@ -82,7 +85,8 @@ PageTableLeaf* PageTable::find(std::uintptr_t addr) const {
 }
 
 PageTableLeaf& PageTable::make(std::uintptr_t addr) {
-  const std::uintptr_t block = (addr >> k_block_shift) & ((std::uintptr_t{1} << 26) - 1);
+  const std::uintptr_t block = addr >> k_block_shift;
+  assert(block < k_blocks);
   Middle& middle = child(root_[block >> 17]);
   Low& low = child(middle.lows[(block >> 8) & 511]);
   return child(low.leaves[block & 255]);

@@ -16,6 +16,8 @@
 //     acquires, so its accesses are done. Waiting ends on flush_seen only if a section saw Q2's value at U2; that one
 //     acquired Q2, so its own walk, and every later one, sees Q1; and every earlier section had ended before it.
 //   - U1 after B: U2 comes after B too, so it sees Q2's value: it empties the TLB and walks a table without the entry.
+// A unit whose flush_seen reached Q2's value acquired Q2 with no older section open, whether or not there was a Q3: so
+// quiesce() first polls for that, and pays for membarrier only when some running unit does not answer.
 // A unit asleep has no section open, and wakes through a full barrier (its wake word), so Q2 before seeing it asleep
 // is enough: then no membarrier is needed for it.
 // A stalled wave has left its section before it faulted, so quiesce() never waits for a replay.

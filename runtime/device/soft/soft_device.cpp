@@ -28,6 +28,7 @@ SoftDeviceConfig checked(SoftDeviceConfig c) {
 }
 
 constexpr std::uint32_t k_max_units = 64;
+constexpr unsigned k_polls = 50;  // of quiesce(), before membarrier
 
 // Tickets with the link model on: when the copy ends << 1, and whether it failed. With it off: 0, or failed at once.
 constexpr CopyTicket k_failed = 1;
@@ -189,7 +190,8 @@ void SoftDevice::map(std::uintptr_t base, std::span<const MapSpan> spans) {
         assert(config_.remote_mapping);
         host = span.host;
         resident = k_cpu;
-        pte |= k_pte_remote | k_pte_host;
+        // k_pte_host is what bars atomics without system_atomics; an exclusive mapping has no rival.
+        pte |= k_pte_remote | (span.exclusive ? 0 : k_pte_host);
         break;
       case Target::peer: {
         SoftDevice* peer = config_.peers != nullptr ? config_.peers->find(span.peer) : nullptr;
@@ -200,6 +202,7 @@ void SoftDevice::map(std::uintptr_t base, std::span<const MapSpan> spans) {
         break;
       }
     }
+    assert(reinterpret_cast<std::uintptr_t>(host) % k_page_size == 0);
     pte |= reinterpret_cast<std::uintptr_t>(host) | Pte{resident} << k_pte_processor_shift;
     PageTable::map(leaf, span.first, span.count, pte);
   }
@@ -231,6 +234,17 @@ bool SoftDevice::quiesce(std::uint64_t timeout_ns) {
     return true;
   }
   if (!awake) return true;
+  const auto acknowledged = [&](std::size_t i) {
+    const Unit& unit = *parts_->units[i];
+    return unit.asleep() || static_cast<std::int32_t>(unit.flush_seen.load(std::memory_order_acquire) - mine[i]) >= 0;
+  };
+  // Units that are accessing memory acknowledge within nanoseconds; interrupting them costs microseconds.
+  for (unsigned spins = 0; spins < k_polls; ++spins) {
+    std::size_t i = 0;
+    while (i < parts_->units.size() && acknowledged(i)) ++i;
+    if (i == parts_->units.size()) return true;
+    __builtin_ia32_pause();
+  }
   if (parts_->shared.fast_path) {
     membarrier_all();
   } else {

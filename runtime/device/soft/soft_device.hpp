@@ -86,6 +86,9 @@ struct SoftDeviceConfig {
   bool access_counters = true;
   bool peer = true;
   std::uint32_t access_counter_threshold = 256;
+  // Units that wake do not take the processor from the thread that replays (SCHED_BATCH): on few cores replaying a batch
+  // costs a tenth, a lone fault's round trip half as much again.
+  bool batch_units = true;
   bool use_membarrier = true;  // false: as on kernels without it; every access then takes the slow way
   bool deterministic = false;  // no threads; step() runs everything, time is the clock's
   std::uint64_t seed = 1;      // of injected failures, and of synchronize()'s choices in deterministic mode

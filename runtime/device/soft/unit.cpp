@@ -2,6 +2,8 @@
 // The scheduling half of a compute unit; access.cpp has the other.
 #include "device/soft/unit.hpp"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <bit>
 #include <cassert>
@@ -10,6 +12,7 @@
 #include <exception>
 
 #include "device/soft/link_model.hpp"
+#include "device/soft/thread_setup.hpp"
 
 extern "C" {
 __thread hmmrt::detail::unit* hmmrt_detail_unit __attribute__((tls_model("initial-exec"))) = nullptr;
@@ -69,12 +72,18 @@ void Unit::wake() {
 }
 
 void Unit::run() {
+  prepare_thread("hmmrt-unit");
+  if (shared_.config.batch_units) {
+    const sched_param parameters{};
+    sched_setscheduler(0, SCHED_BATCH, &parameters);
+  }
   if (shared_.config.link.enabled) want_precise_timers();
   for (;;) {
-    // A full barrier: quiesce() may have counted on our being asleep until here.
+    // A full barrier before the next section: quiesce() may have counted on our being asleep until here.
     wake_.exchange(k_awake, std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
     bool progress = run_ready();
-    progress |= start_new();
+    progress |= start_new(~std::uint32_t{0});
     if (progress) continue;
     if (stopping_.load(std::memory_order_acquire)) return;
     std::uint64_t timeout = 0;
@@ -114,14 +123,11 @@ bool Unit::run_ready() {
   return true;
 }
 
-// Starts new waves until there are none, no slot is free, or replayed waves want to go on.
-bool Unit::start_new() {
+// Starts up to `at_most` new waves, until there are none, no slot is free, or replayed waves want to go on.
+bool Unit::start_new(std::uint32_t at_most) {
   bool progress = false;
-  while (free_ != nullptr) {
-    if (claim_.count == 0) {
-      const std::uint64_t at_most = std::min(free_count_, 8u);
-      if (!shared_.board.claim(&claim_, at_most)) break;
-    }
+  for (; free_ != nullptr && at_most != 0; --at_most) {
+    if (claim_.count == 0 && !shared_.board.claim(&claim_, std::min({free_count_, at_most, 8u}))) break;
     LaunchState* launch = claim_.launch;
     const std::uint64_t number = claim_.first++;
     --claim_.count;
@@ -150,6 +156,7 @@ void Unit::resume(Wave& wave) {
   wave.fiber.resume();
   hmmrt_detail_unit = nullptr;
   current_ = nullptr;
+  accept_flush();
   if (!wave.finished) return;
   LaunchState* launch = wave.launch;
   wave.launch = nullptr;
@@ -204,8 +211,7 @@ void Unit::run_one(std::size_t choice) {
     resume(wave);
     return;
   }
-  if (claim_.count == 0 && !shared_.board.claim(&claim_, 1)) return;
-  start_new();
+  start_new(1);
 }
 
 // Deterministic mode: every access is a point where another wave, or the host, may go first.

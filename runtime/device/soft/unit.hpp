@@ -74,12 +74,13 @@ class Unit : public detail::unit {
 
  private:
   static constexpr std::uint32_t k_awake = 0, k_notified = 1, k_asleep = 2;
-  static constexpr std::uint64_t k_generation = std::uint64_t{1} << 36;
+  static constexpr std::uint64_t k_generation = std::uint64_t{1} << 36;  // page numbers have 35 bits
+  static constexpr std::uint64_t k_no_tag = std::uint64_t{1} << 35;      // plus any page number: no entry's tag
 
   // scheduling (unit.cpp)
   void run();
   bool run_ready();
-  bool start_new();
+  bool start_new(std::uint32_t at_most);
   void resume(Wave& wave);
   void run_wave(Wave& wave);
   static void wave_body(void* wave);
@@ -88,6 +89,7 @@ class Unit : public detail::unit {
 
   // access.cpp
   void begin_section();
+  void accept_flush();
   void end_section() { detail::leave(this); }
   void check_cancelled();
   void refuse_nesting(std::uintptr_t addr);

@@ -68,8 +68,8 @@ class Arena {
 
   std::uintptr_t begin_ = 0;
   std::size_t bytes_ = 0;
-  std::uintptr_t cover_ = 0;  // begin_ rounded down to a block
-  std::uintptr_t offset_ = 0; // staging - managed, modulo 2^64
+  std::uintptr_t cover_ = 0;   // begin_ rounded down to a block
+  std::uintptr_t offset_ = 0;  // staging - managed, modulo 2^64
   std::size_t block_count_ = 0;
   std::unique_ptr<BlockState[]> blocks_;
   std::atomic<bool> armed_{false};

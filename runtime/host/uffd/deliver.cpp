@@ -31,16 +31,25 @@ void UffdMirror::fail_delivery(Part part, unsigned page, unsigned count, int err
   }
 }
 
+unsigned UffdMirror::area_limit(Part part, unsigned page, unsigned stop) const {
+  std::uintptr_t end = 0;
+  bool mapped = false;
+  rights_at(part.at(page), &end, &mapped);
+  return static_cast<unsigned>(std::min<std::uintptr_t>(stop, page + ((end - part.at(page)) >> k_page_shift)));
+}
+
 template <class Source>
 void UffdMirror::deliver_by_copy(Part part, bool write_protected, PageOutcome& out, Source&& source) {
   PageMask arrived;
   part.pages.for_each_run([&](unsigned first, unsigned count) {
     unsigned page = first;
     const unsigned end = first + count;
+    unsigned limit = end;
     while (page < end) {
+      if (page >= limit) limit = end;
       const std::uintptr_t from = source(page);
       unsigned stop = page + 1;
-      while (stop < end && source(stop) == from + (stop - page) * k_page_size) ++stop;
+      while (stop < limit && source(stop) == from + (stop - page) * k_page_size) ++stop;
       const uffd::Step step = managed_.copy(part.at(page), from, (stop - page) * k_page_size, write_protected);
       const auto copied = static_cast<unsigned>(step.bytes >> k_page_shift);
       arrived |= PageMask::range(page, copied);
@@ -49,6 +58,9 @@ void UffdMirror::deliver_by_copy(Part part, bool write_protected, PageOutcome& o
       if (step.error == EEXIST) {
         arrived.set(page);
         managed_.wake(part.at(page), k_page_size);
+      } else if (const unsigned area = area_limit(part, page, stop); area < stop) {
+        limit = area;
+        continue;
       } else {
         fail_delivery(part, page, 1, step.error, out);
       }
@@ -87,8 +99,10 @@ void UffdMirror::deliver_by_move(Part part, PageOutcome& out) {
   part.pages.for_each_run([&](unsigned first, unsigned count) {
     unsigned page = first;
     const unsigned end = first + count;
+    unsigned limit = end;
     while (page < end) {
-      const uffd::Step step = managed_.move(part.at(page), part.staging(page), (end - page) * k_page_size);
+      if (page >= limit) limit = end;
+      const uffd::Step step = managed_.move(part.at(page), part.staging(page), (limit - page) * k_page_size);
       const auto moved = static_cast<unsigned>(step.bytes >> k_page_shift);
       const PageMask mask = PageMask::range(page, moved);
       out.done |= mask;
@@ -102,11 +116,22 @@ void UffdMirror::deliver_by_move(Part part, PageOutcome& out) {
         case EEXIST:
           there.set(page++);
           break;
-        case EINVAL:  // protection changed (mprotect), an area's boundary, or locked: copying still works
+        case EINVAL:  // an area's boundary; else protection changed (mprotect) or locked: copying still works
+          if (const unsigned area = area_limit(part, page, limit); area < limit) {
+            limit = area;
+          } else {
+            by_copy.set(page, limit - page);
+            page = limit;
+          }
+          break;
         case EBUSY:
           by_copy.set(page++);
           break;
         default:
+          if (const unsigned area = area_limit(part, page, limit); step.error == ENOENT && area < limit) {
+            limit = area;
+            break;
+          }
           fail_delivery(part, page, step.error == EAGAIN ? end - page : 1, step.error, out);
           page = step.error == EAGAIN ? end : page + 1;
           break;

@@ -36,10 +36,12 @@ std::size_t UffdMirror::fetch(std::span<HostEvent> out) {
   const std::size_t room = std::min(out.size(), messages_.size());
   if (room == 0) return 0;
   for (;;) {
+    own_.begin_batch();
     const ssize_t n = read(managed_.fd(), messages_.data(), room * sizeof(uffd_msg));
-    if (n <= 0) return 0;
-    const std::size_t count = translate(messages_.data(), static_cast<std::size_t>(n) / sizeof(uffd_msg), out);
-    if (count != 0) return count;  // else all were our own: read on
+    const std::size_t count =
+        n <= 0 ? 0 : translate(messages_.data(), static_cast<std::size_t>(n) / sizeof(uffd_msg), out);
+    own_.end_batch();
+    if (n <= 0 || count != 0) return count;  // else all were our own: read on
   }
 }
 
@@ -50,9 +52,8 @@ void UffdMirror::interrupt() {
 }
 
 void UffdMirror::wake(std::uintptr_t base, const PageMask& pages) {
-  pages.for_each_run([&](unsigned first, unsigned count) {
-    managed_.wake(base + first * k_page_size, count * k_page_size);
-  });
+  pages.for_each_run(
+      [&](unsigned first, unsigned count) { managed_.wake(base + first * k_page_size, count * k_page_size); });
 }
 
 std::size_t UffdMirror::translate(const uffd_msg* messages, std::size_t count, std::span<HostEvent> out) {

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -69,7 +70,8 @@ bool parse_line(const char* p, const char* end, Area* area) {
 }  // namespace
 
 ProcMaps::ProcMaps()
-    : maps_(open("/proc/self/maps", O_RDONLY | O_CLOEXEC)), pagemap_(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
+    : maps_(open("/proc/self/maps", O_RDONLY | O_CLOEXEC)),
+      pagemap_(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
 
 ProcMaps::~ProcMaps() {
   if (maps_ >= 0) close(maps_);
@@ -132,6 +134,13 @@ bool ProcMaps::next(std::uintptr_t addr, Area* out) const noexcept {
 }
 
 PageMask ProcMaps::populated(std::uintptr_t base) const noexcept {
+  // The common answer in a tenth of the time. (Not resident may still be swapped out.)
+  std::array<unsigned char, k_block_pages> resident;
+  if (mincore(reinterpret_cast<void*>(base), k_block_size, resident.data()) ==
+          0 &&  // NOLINT(performance-no-int-to-ptr)
+      std::all_of(resident.begin(), resident.end(), [](unsigned char r) { return (r & 1) != 0; })) {
+    return PageMask::all();
+  }
   std::array<std::uint64_t, k_block_pages> entries;
   const auto at = static_cast<off_t>((base >> k_page_shift) * sizeof(std::uint64_t));
   if (pread(pagemap_, entries.data(), sizeof entries, at) != static_cast<ssize_t>(sizeof entries)) {

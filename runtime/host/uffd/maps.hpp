@@ -35,9 +35,7 @@ class ProcMaps {
   // The first area that ends above `addr`; it may begin above it. False when there is none.
   bool next(std::uintptr_t addr, Area* out) const noexcept;
   // The area that contains `addr`.
-  bool containing(std::uintptr_t addr, Area* out) const noexcept {
-    return next(addr, out) && out->begin <= addr;
-  }
+  bool containing(std::uintptr_t addr, Area* out) const noexcept { return next(addr, out) && out->begin <= addr; }
   // Pages of the block at `base` that are present or swapped out. On error: all (a guess that costs time only).
   PageMask populated(std::uintptr_t base) const noexcept;
   // The page at `addr` is present and mapped by another process, too (or by this one twice).

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Memory order: a slot's fields are written before state = active (release) and read after seeing it active (acquire).
-// The event that is matched happens inside the kernel between activation and release, on the thread that activated,
-// so the event thread, which learns of it by read(2), always sees the slot active.
+// A removal's event is read while the remover is inside madvise, in a batch that began (batch_ odd) before it could
+// return; it keeps its slot until that batch has ended.
 #include "host/uffd/own_work.hpp"
 
 #include <sched.h>
@@ -42,6 +42,8 @@ OwnWork::Removal::Removal(OwnWork& work, std::uintptr_t begin, std::size_t bytes
 }
 
 OwnWork::Removal::~Removal() {
+  const std::uint32_t batch = work_.batch_.load(std::memory_order_seq_cst);
+  while ((batch & 1) != 0 && work_.batch_.load(std::memory_order_acquire) == batch) sched_yield();
   work_.removals_[slot_].state.store(k_free, std::memory_order_release);
   work_.removal_count_.fetch_sub(1);
 }

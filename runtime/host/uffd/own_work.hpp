@@ -53,6 +53,10 @@ class OwnWork {
   bool begin_reading(std::uintptr_t base, const PageMask& pages) noexcept;
   void end_reading(std::uintptr_t base) noexcept;
 
+  // Around each read of events and their matching: the kernel lets the remover go on as soon as its event is read, so the
+  // remover waits until that batch has been matched before it takes its slot back.
+  void begin_batch() noexcept { batch_.fetch_add(1, std::memory_order_seq_cst); }
+  void end_batch() noexcept { batch_.fetch_add(1, std::memory_order_seq_cst); }
   // The event is ours. The kernel splits one madvise into one event per area, in ascending order.
   bool matches_removal(std::uintptr_t begin, std::uintptr_t end, const ProcMaps& maps) noexcept;
   bool matches_reading(std::uintptr_t addr) const noexcept;
@@ -84,6 +88,7 @@ class OwnWork {
   std::array<RemovalSlot, k_slots> removals_;
   std::array<ReadingSlot, k_slots> readings_;
   std::array<BreakingSlot, k_slots> breakings_;
+  std::atomic<std::uint32_t> batch_{0};  // odd: the event thread is between reading and having matched
   // How many slots are taken: the event thread skips the tables when zero. A slot is counted before it is active.
   std::atomic<std::uint32_t> removal_count_{0}, reading_count_{0}, breaking_count_{0};
 };

@@ -142,7 +142,7 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
     const std::uintptr_t last = std::min(base + k_block_size, from + bytes);
     const PageMask range = PageMask::range(page_in_block(first), static_cast<unsigned>((last - first) >> k_page_shift));
     for_each_part(base, range, [&](const Part& part) {
-      const auto each = [&](const PageMask& pages, PageMask uffd::BlockState::* mask) {
+      const auto each = [&](const PageMask& pages, PageMask uffd::BlockState::*mask) {
         (pages & part.pages).for_each([&](unsigned page) {
           const std::uintptr_t target = part.at(page) - from + to;
           (fresh.block(block_floor(target)).*mask).set(page_in_block(target));
@@ -191,6 +191,20 @@ Rights UffdMirror::rights_at(std::uintptr_t addr, std::uintptr_t* end, bool* map
   *mapped = area.begin <= addr;
   *end = *mapped ? area.end : area.begin;
   return *mapped ? area.rights() : Rights::none;
+}
+
+int UffdMirror::protect(std::uintptr_t addr, std::size_t bytes, bool on) const {
+  int error = managed_.write_protect(addr, bytes, on);
+  if (error != ENOENT) return error;
+  Area area;
+  for (std::uintptr_t at = addr; at < addr + bytes && maps_.next(at, &area); at = area.end) {
+    const std::uintptr_t from = std::max(at, area.begin);
+    const std::uintptr_t to = std::min(area.end, addr + bytes);
+    if (from >= to) break;
+    const int part = managed_.write_protect(from, to - from, on);
+    if (part == 0) error = 0;
+  }
+  return error;
 }
 
 std::uint64_t UffdMirror::metadata_bytes() const { return sizeof(*this) + ranges_.metadata_bytes(); }

@@ -2,7 +2,6 @@
 // The single steps of HostMirror: populate, write-protect, give back, drop, map remotely, make exclusive.
 #include <cerrno>
 
-#include "host/uffd/read_pages.hpp"
 #include "host/uffd/uffd_mirror.hpp"
 
 namespace hmmrt {
@@ -46,7 +45,7 @@ PageOutcome UffdMirror::write_protect(std::uintptr_t base, const PageMask& pages
     if (!on) {
       part.pages.for_each_run([&](unsigned first, unsigned count) {
         const PageMask run = PageMask::range(first, count);
-        const int error = managed_.write_protect(part.at(first), count * k_page_size, false);
+        const int error = protect(part.at(first), count * k_page_size, false);
         (error == 0 ? out.done : error == EAGAIN ? out.busy : out.gone) |= run;
         if (error == 0) part.state.protected_ = part.state.protected_ - run;
       });
@@ -134,22 +133,28 @@ PageOutcome UffdMirror::make_exclusive(std::uintptr_t base, const PageMask& page
     out.busy |= by_copy;
     by_copy = {};
   }
+  PageMask failed;
   for_each_part(base, by_copy, [&](Part part) {
-    PageMask failed = part.pages;
     if (part.arena.back(base, part.pages)) {
-      failed = uffd::read_pages(base, part.pages, [&](unsigned page) { return bytes_at(part.staging(page)); });
+      failed |= reader_.read(base, part.pages, [&](unsigned page) { return bytes_at(part.staging(page)); });
+    } else {
+      failed |= part.pages;
     }
-    const PageMask stuck = remove(part, part.pages - failed);
-    undo_protection(part, failed | stuck, false);
-    part.arena.unback(base, failed | stuck);
-    const PageMask taken = part.pages - failed - stuck;
+  });
+  // Before anything is removed: from then on a missing page is one that was taken.
+  if (by_copy.any()) own_.end_reading(base);
+  for_each_part(base, by_copy, [&](Part part) {
+    const PageMask bad = part.pages & failed;
+    const PageMask stuck = remove(part, part.pages - bad);
+    undo_protection(part, bad | stuck, false);
+    part.arena.unback(base, bad | stuck);
+    const PageMask taken = part.pages - bad - stuck;
     part.state.staged |= taken;
     part.state.copied_out = part.state.copied_out - taken;
-    out.done = out.done - (failed | stuck);
-    out.gone |= failed;
+    out.done = out.done - (bad | stuck);
+    out.gone |= bad;
     out.pinned |= stuck;
   });
-  if (by_copy.any()) own_.end_reading(base);
   // A page never touched gets one now, for the device to map.
   for_each_part(base, out.not_populated, [&](Part part) {
     forget_staging(part, part.pages);

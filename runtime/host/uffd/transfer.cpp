@@ -5,10 +5,10 @@
 //            to_host:   delivered with UFFDIO_COPY
 //   other    to_device: pages of by_copy or of a duplicate whose contents could not be read any more
 //            to_host:   staging pages that exist only for this transfer
-// While managed addresses are read, the block is registered as Reading (own_work.hpp), from prepare to commit.
-#include <array>
+// While managed addresses are read, the block is registered as Reading (own_work.hpp), from prepare until commit begins.
+#include <new>
+#include <span>
 
-#include "host/uffd/read_pages.hpp"
 #include "host/uffd/uffd_mirror.hpp"
 
 namespace hmmrt {
@@ -25,25 +25,28 @@ class Runs {
   explicit Runs(CopyKind kind) : kind_(kind) {}
   void add(Frame frame, std::byte* host) {
     if (count_ != 0) {
-      CopyRun& last = runs_[count_ - 1];
+      CopyRun& last = runs()[count_ - 1];
       if (last.frame + last.pages == frame && last.host + std::size_t{last.pages} * k_page_size == host) {
         ++last.pages;
         return;
       }
     }
-    CopyRun& run = runs_[count_++];
-    run = CopyRun{};
+    // Constructed one by one: initialising all 512 would cost more than moving a page.
+    CopyRun& run = *new (&storage_[count_++ * sizeof(CopyRun)]) CopyRun{};
     run.kind = kind_;
     run.frame = frame;
     run.pages = 1;
     run.host = host;
   }
-  std::span<const CopyRun> view() const { return {runs_.data(), count_}; }
+  std::span<const CopyRun> view() const { return {runs(), count_}; }
 
  private:
+  CopyRun* runs() { return std::launder(reinterpret_cast<CopyRun*>(storage_)); }
+  const CopyRun* runs() const { return std::launder(reinterpret_cast<const CopyRun*>(storage_)); }
+
   CopyKind kind_;
   std::size_t count_ = 0;
-  std::array<CopyRun, k_block_pages> runs_;
+  alignas(CopyRun) std::byte storage_[k_block_pages * sizeof(CopyRun)];
 };
 
 }  // namespace
@@ -115,10 +118,10 @@ void UffdMirror::copy_to_device(Transfer& t) {
     const PageMask read = part.pages & in_place;
     if (read.any()) {
       if (t.device->frame_address(t.frames[read.next(0)]) != nullptr) {
-        failed |= uffd::read_pages(t.base, read, [&](unsigned page) { return t.device->frame_address(t.frames[page]); });
+        failed |= reader_.read(t.base, read, [&](unsigned page) { return t.device->frame_address(t.frames[page]); });
       } else if (part.arena.back(part.base, read)) {
         part.state.staged |= read;  // as a bounce, until commit or rollback
-        failed |= uffd::read_pages(t.base, read, [&](unsigned page) { return bytes_at(part.staging(page)); });
+        failed |= reader_.read(t.base, read, [&](unsigned page) { return bytes_at(part.staging(page)); });
         staged |= read - failed;
       } else {
         failed |= read;
@@ -163,6 +166,8 @@ void UffdMirror::commit(Transfer& t) {
   }
   const PageMask failed = load(t, Masks::other);
   const PageMask in_place = t.duplicate ? t.outcome.done : by_copy;
+  // Before anything is removed: from then on a missing page is one that the device has.
+  if (in_place.any()) own_.end_reading(t.base);
   for_each_part(t.base, in_place & t.outcome.done, [&](Part part) {
     const PageMask bad = part.pages & failed;
     undo_protection(part, bad & by_copy, t.duplicate);
@@ -175,7 +180,6 @@ void UffdMirror::commit(Transfer& t) {
     t.outcome.done = t.outcome.done - stuck;
     t.outcome.pinned |= stuck;
   });
-  if (in_place.any()) own_.end_reading(t.base);
 }
 
 void UffdMirror::rollback(Transfer& t) {
@@ -207,9 +211,8 @@ void UffdMirror::undo_protection(Part part, const PageMask& pages, bool duplicat
 }
 
 void UffdMirror::unprotect(Part part, const PageMask& pages) {
-  pages.for_each_run([&](unsigned first, unsigned count) {
-    managed_.write_protect(part.at(first), count * k_page_size, false);
-  });
+  pages.for_each_run(
+      [&](unsigned first, unsigned count) { (void)protect(part.at(first), count * k_page_size, false); });
   part.state.protected_ = part.state.protected_ - pages;
 }
 

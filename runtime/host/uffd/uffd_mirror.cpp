@@ -58,8 +58,8 @@ std::unique_ptr<HostMirror> make_uffd_mirror(const UffdConfig& config, Status* s
         "to the CPU before the call.";
   }
 
-  const int managed = uffd::open_uffd(probe, k_needed | (probe.features & UFFD_FEATURE_EXACT_ADDRESS) |
-                                                 (move ? uffd::k_feature_move : 0));
+  const int managed = uffd::open_uffd(
+      probe, k_needed | (probe.features & UFFD_FEATURE_EXACT_ADDRESS) | (move ? uffd::k_feature_move : 0));
   const int staging = move ? uffd::open_uffd(probe, UFFD_FEATURE_PAGEFAULT_FLAG_WP | uffd::k_feature_move) : -1;
   const int interrupt = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   void* const zeros = mmap(nullptr, k_block_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

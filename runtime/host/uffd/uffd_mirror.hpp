@@ -10,7 +10,8 @@
 //
 // Files: withdraw.cpp and deliver.cpp are the two directions; transfer.cpp drives them as prepare/copy/commit/rollback;
 // ranges.cpp attaches and detaches; events.cpp is the event thread; single.cpp the single steps. arena.hpp keeps staging
-// and masks, own_work.hpp what the event thread must know, maps.hpp and uffd.hpp speak to the kernel.
+// and masks, own_work.hpp what the event thread must know, maps.hpp, page_reader.hpp
+// and uffd.hpp speak to the kernel.
 //
 // Lazy arming: a fresh range is watched for write protection only, which raises events for munmap, mremap and madvise
 // but lets first touches run natively, with huge pages. It is armed for missing faults when the first page leaves.
@@ -26,6 +27,7 @@
 #include "host/uffd/arena.hpp"
 #include "host/uffd/maps.hpp"
 #include "host/uffd/own_work.hpp"
+#include "host/uffd/page_reader.hpp"
 #include "host/uffd/probe.hpp"
 #include "host/uffd/uffd.hpp"
 
@@ -49,8 +51,8 @@ class UffdMirror final : public HostMirror {
   Status attach(std::uintptr_t addr, std::size_t bytes) override;
   Status detach(std::uintptr_t addr, std::size_t bytes) override;
   Status rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) override;
-  void query_rights(std::uintptr_t addr, std::size_t bytes,
-                    void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) override;
+  void query_rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),
+                    void* arg) override;
 
   void wait(std::int64_t timeout_ns) override;
   std::size_t fetch(std::span<HostEvent> out) override;
@@ -149,17 +151,23 @@ class UffdMirror final : public HostMirror {
   bool own_fault(const uffd_msg& message);
   // One ioctl, no waiting: the event thread may have to read an event before it can succeed.
   void zero_or_wake(std::uintptr_t page, bool write_protected);
+  // Where the area (or hole) that contains `page` ends, at most `stop`: UFFDIO_COPY, _MOVE and, before Linux 6.6,
+  // _WRITEPROTECT refuse to cross the boundary of an area.
+  unsigned area_limit(Part part, unsigned page, unsigned stop) const;
+  // Clears or sets protection, area by area where needed. Returns errno.
+  int protect(std::uintptr_t addr, std::size_t bytes, bool on) const;
   Rights rights_at(std::uintptr_t addr, std::uintptr_t* end, bool* mapped) const;
 
   HostMirrorInfo info_;
   bool move_;
-  uffd::Uffd managed_;   // managed ranges: faults and events
-  uffd::Uffd staging_;   // staging: neither; -1 on the fallback path
+  uffd::Uffd managed_;  // managed ranges: faults and events
+  uffd::Uffd staging_;  // staging: neither; -1 on the fallback path
   uffd::ProcMaps maps_;
   uffd::OwnWork own_;
+  uffd::PageReader reader_;
   uffd::RangeTable ranges_;
-  int interrupt_;        // eventfd
-  std::uintptr_t zeros_; // k_block_size of zeros, read only
+  int interrupt_;                       // eventfd
+  std::uintptr_t zeros_;                // k_block_size of zeros, read only
   std::array<uffd_msg, 128> messages_;  // event thread
 };
 

@@ -23,8 +23,8 @@ bool UffdMirror::break_sharing(std::uintptr_t addr, std::size_t bytes) {
 void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy) {
   PageMask populated;
   bool know_populated = false;
-  unsigned surprises = 0;           // answers that contradict each other: the application is changing the mapping
-  unsigned broken_until = 0;        // pages below this had their sharing broken once
+  unsigned surprises = 0;     // answers that contradict each other: the application is changing the mapping
+  unsigned broken_until = 0;  // pages below this had their sharing broken once
   constexpr unsigned k_max_surprises = 8;
 
   part.pages.for_each_run([&](unsigned first, unsigned count) {
@@ -33,8 +33,7 @@ void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy
     unsigned limit = end;  // where the current area of the application's mapping ends
     while (page < end) {
       if (page == limit) limit = end;
-      const uffd::Step step =
-          staging_.move(part.staging(page), part.at(page), (limit - page) * k_page_size);
+      const uffd::Step step = staging_.move(part.staging(page), part.at(page), (limit - page) * k_page_size);
       const auto moved = static_cast<unsigned>(step.bytes >> k_page_shift);
       if (moved != 0) {
         const PageMask mask = PageMask::range(page, moved);
@@ -112,8 +111,7 @@ void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy
         }
         case EINVAL: {
           const Rights rights = rights_at(part.at(page), &area_end, &mapped);
-          const unsigned stop =
-              std::min<std::uintptr_t>(limit, page + ((area_end - part.at(page)) >> k_page_shift));
+          const unsigned stop = std::min<std::uintptr_t>(limit, page + ((area_end - part.at(page)) >> k_page_shift));
           if (!mapped) {
             give_up(out.gone, stop - page);
           } else if (rights == Rights::none) {
@@ -206,10 +204,18 @@ void UffdMirror::protect_in_place(Part part, PageOutcome& out, PageMask& fresh) 
 PageMask UffdMirror::remove(Part part, const PageMask& pages) {
   PageMask stuck;
   pages.for_each_run([&](unsigned first, unsigned count) {
-    const uffd::OwnWork::Removal removal(own_, part.at(first), count * k_page_size);
-    if (madvise(pointer(part.at(first)), count * k_page_size, MADV_DONTNEED) == 0) return;
-    // Locked in memory, or part of it unmapped meanwhile. ENOMEM still removed the rest.
-    if (errno != ENOMEM) stuck.set(first, count);
+    const auto removed = [&](unsigned at, unsigned n) {
+      const uffd::OwnWork::Removal removal(own_, part.at(at), n * k_page_size);
+      // ENOMEM: part of it is unmapped by now; the rest was removed.
+      return madvise(pointer(part.at(at)), n * k_page_size, MADV_DONTNEED) == 0 || errno == ENOMEM;
+    };
+    if (removed(first, count)) return;
+    // Some area of it is locked in memory. What was removed before it may be removed again: nobody can touch it.
+    for (unsigned at = first; at < first + count;) {
+      const unsigned stop = std::max(at + 1, area_limit(part, at, first + count));
+      if (!removed(at, stop - at)) stuck.set(at, stop - at);
+      at = stop;
+    }
   });
   const PageMask out = pages - stuck;
   part.state.protected_ = part.state.protected_ - out;

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+// Context: builds the house from settings, and tears it down. Everything above the rooms that is per context lives here:
+// devices, the host mirror, the fault service, the heap, the streams and events that belong to it.
+//
+// Order of life: settings -> log, host mirror, policy -> devices -> house -> fault service -> heap; destroyed backwards.
+// Thread: any, except close(), which is called once, when no other call uses the context.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <string>
+#include <vector>
+
+#include "api/handles.hpp"
+#include "api/heap.hpp"
+#include "api/options.hpp"
+#include "api/stream.hpp"
+#include "device/soft/soft_device.hpp"
+#include "fault/fault_service.hpp"
+#include "migrate/house.hpp"
+#include "migrate/pipeline.hpp"
+
+namespace hmmrt {
+
+class Context final : public HandleObject, private HeapBackend {
+ public:
+  static constexpr HandleKind k_kind = HandleKind::context;
+
+  // Errors: INVALID_OPTION, NOT_SUPPORTED, SYSTEM, OUT_OF_MEMORY; nothing is left behind then.
+  static Status create(Settings settings, std::unique_ptr<Context>* out);
+  ~Context() override;
+
+  const Settings& settings() const { return settings_; }
+  // The value of the option at `index` of the table, as text that lives as long as the context.
+  const char* option_value(std::size_t index) const { return option_values_[index].c_str(); }
+
+  House& house() { return *house_; }
+  FaultService& service() { return *service_; }
+  PipelinePool& pool() { return *pool_; }
+  Heap& heap() { return *heap_; }
+  HostMirror& host() { return *host_; }
+  EventLog& event_log() { return log_; }
+  AddressSpace& space() { return space_; }
+  SoftDevice& device(unsigned index) { return *devices_[index]; }
+  unsigned device_count() const { return static_cast<unsigned>(devices_.size()); }
+  Counters& counters() { return counters_; }
+  Counters& device_counters(unsigned index) { return *device_counters_[index]; }
+  std::uint64_t now_ns() const { return clock_.now_ns(); }
+
+  // --- streams and events -----------------------------------------------------------------------------------------
+  Status create_stream(unsigned device, std::uintptr_t* handle);
+  // The stream is out of the handle table. Waits for its work and its users.
+  void destroy_stream(std::unique_ptr<Stream> stream);
+  Status create_event(std::uintptr_t* handle);
+  void destroy_event(std::unique_ptr<StreamEvent> event);
+  // Waits for what is enqueued on every stream; errors are kept by the streams.
+  void drain_streams();
+  Status synchronize();
+
+  // --- memory -----------------------------------------------------------------------------------------------------
+  Status register_memory(std::uintptr_t addr, std::size_t bytes);
+  Status unregister_memory(std::uintptr_t addr);
+  // The allocation or registration that contains `addr`; false when none.
+  bool find_range(std::uintptr_t addr, std::uintptr_t* begin, std::size_t* bytes);
+  // Runs fn(range) on the range that contains `addr`, which stays meanwhile. False when none.
+  template <class Fn>
+  bool with_range(std::uintptr_t addr, Fn&& fn) {
+    const std::shared_lock guard(range_lock_);
+    Range* range = space_.find_range(addr);
+    if (range != nullptr) fn(*range);
+    return range != nullptr;
+  }
+  template <class Fn>
+  void for_each_range(Fn&& fn) {
+    const std::shared_lock guard(range_lock_);
+    for (Range* range : space_.ranges()) fn(*range);
+  }
+  // Calls fn(block, pages) for the blocks of [addr, addr + bytes), each claimed meanwhile.
+  void for_each_claimed(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, Block&, const PageMask&), void* arg);
+  template <class Fn>
+  void for_each_claimed(std::uintptr_t addr, std::size_t bytes, Fn&& fn) {
+    for_each_claimed(
+        addr, bytes,
+        [](void* f, Block& b, const PageMask& pages) { (*static_cast<std::remove_reference_t<Fn>*>(f))(b, pages); },
+        static_cast<void*>(&fn));
+  }
+  // A page of [addr, addr + bytes) that is pinned, or 0.
+  std::uintptr_t pinned_page(std::uintptr_t addr, std::size_t bytes);
+  // Before a launch: what the application did to its mappings so far is in force on the devices.
+  void settle_mappings();
+  // Counts a hint, and says at level info what came of one without effect.
+  void count_hint(bool effective, const char* what, std::uintptr_t addr, std::size_t bytes);
+
+  // --- statistics -------------------------------------------------------------------------------------------------
+  std::uint64_t metadata_bytes();
+  std::uint64_t remote_accesses(unsigned device);
+  std::uint64_t overflows(unsigned device);
+  void reset_stats();
+
+  // --- fork and exit ----------------------------------------------------------------------------------------------
+  void freeze();
+  void thaw() { service_->thaw(); }
+  void write_trace();
+
+ private:
+  Context(Settings settings, std::unique_ptr<HostMirror> host, std::unique_ptr<Policy> policy);
+  void build();
+  void close();
+  void say_what_is_missing() const;
+  Status forget(std::uintptr_t addr, bool bring_home);
+
+  // HeapBackend
+  std::byte* allocate_arena(std::size_t bytes) override;
+  void release_arena(std::byte* addr, std::size_t bytes) override;
+  Status manage(std::uintptr_t addr, std::size_t bytes) override;
+  Status unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable) override;
+
+  Settings settings_;
+  std::vector<std::string> option_values_;
+  MonotonicClock clock_;
+  EventLog log_;
+  Counters counters_;
+  std::unique_ptr<HostMirror> host_;
+  std::unique_ptr<Policy> policy_;
+  AddressSpace space_;
+  Doorbell doorbell_;
+  std::vector<std::unique_ptr<SoftDevice>> devices_;
+  std::vector<std::unique_ptr<Counters>> device_counters_;
+  std::unique_ptr<House> house_;
+  std::unique_ptr<PipelinePool> pool_;
+  std::unique_ptr<FaultService> service_;
+  std::unique_ptr<Heap> heap_;
+
+  std::mutex children_lock_;
+  std::vector<Stream*> streams_;
+  std::vector<std::uintptr_t> stream_handles_, event_handles_;
+
+  // Exclusive while a Range is being forgotten; shared while one is looked at.
+  std::shared_mutex range_lock_;
+  std::mutex registered_lock_;
+  std::map<std::uintptr_t, std::size_t> registered_;
+  // What the rights of each arena's and registration's mappings looked like at the latest launch.
+  std::mutex rights_lock_;
+  std::map<std::uintptr_t, std::uint64_t> rights_seen_;
+  std::atomic<std::uint64_t> pins_{0};  // pages may be pinned
+
+  struct Baseline {
+    std::atomic<std::uint64_t> remote{0}, overflows{0};
+  };
+  std::array<Baseline, k_max_devices> baseline_{};
+
+ public:
+  // Called by pin(): from now on frees look for pinned pages.
+  void note_pin() { pins_.fetch_add(1, std::memory_order_relaxed); }
+};
+
+}  // namespace hmmrt

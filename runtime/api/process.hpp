@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+// What concerns the whole process: fork and exit while contexts are alive.
+//
+//   fork   every context brings its pages home and lets none leave until the parent goes on, so that the child has the
+//          data of the moment of the fork in ordinary memory. In the child every call answers HMMRT_ERROR_FORKED.
+//   exit   contexts still alive bring their pages home and stay, so that destructors that run later find their data.
+#pragma once
+
+#include <shared_mutex>
+
+namespace hmmrt {
+
+// Installs the handlers, once.
+void watch_process();
+// Held (shared) while a context is made or torn down: fork waits for it.
+std::shared_mutex& lifecycle_lock();
+
+}  // namespace hmmrt

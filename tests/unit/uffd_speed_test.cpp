@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+// Not a check but a measurement: what withdrawing and delivering cost against memcpy (move) or against bare loops of
+// the system calls (fallback), on the same buffers, interleaved. Asserts only that it ran.
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "uffd_fixture.hpp"
+
+namespace hmmrt::test {
+namespace {
+
+constexpr unsigned k_blocks = 32;
+
+double seconds(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+// The least of the repeats: what it costs when nobody else uses the machine.
+// The first repeat warms up: its pages are fresh and huge.
+double least(const std::vector<double>& v) { return *std::min_element(v.begin() + 1, v.end()); }
+
+class UffdSpeed : public testing::TestWithParam<Variant> {};
+INSTANTIATE_TEST_SUITE_P(Paths, UffdSpeed, testing::Values(k_variants[0], k_variants[2]), variant_name);
+
+TEST_P(UffdSpeed, per_granule_cost_beside_its_ceiling) {
+  const bool fallback = GetParam().fallback;
+  for (const unsigned granule : {1u, 16u, 512u}) {
+    World w(GetParam(), k_blocks);
+    w.fill(1, k_blocks * k_block_pages);
+    const std::size_t bytes = granule * k_page_size;
+    const double granules = k_blocks * k_block_pages / granule;
+    const auto each = [&](const auto& fn) {
+      for (unsigned b = 0; b < k_blocks; ++b) {
+        for (unsigned at = 0; at < k_block_pages; at += granule) fn(b, at);
+      }
+    };
+    const auto transfer = [&](Direction d) {
+      return seconds([&] {
+        each([&](unsigned b, unsigned at) {
+          Transfer t = w.transfer(d, PageMask::range(at, granule), b);
+          w.run_transfer(t);
+          if (t.outcome.done.count() != granule) ADD_FAILURE() << b << " " << at;
+        });
+      });
+    };
+    // Bare system calls on memory of their own, with an event-less userfaultfd.
+    uffd::Probe probe;
+    ASSERT_TRUE(uffd::probe(false, &probe).ok());
+    const uffd::Uffd bare(
+        uffd::open_uffd(probe, UFFD_FEATURE_PAGEFAULT_FLAG_WP | (fallback ? 0 : uffd::k_feature_move)));
+    const std::uintptr_t plain = uffd::map_aligned(k_blocks * k_block_size, PROT_READ | PROT_WRITE);
+    memset(reinterpret_cast<void*>(plain), 1, k_blocks * k_block_size);
+    bare.watch(plain, k_blocks * k_block_size, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+    const auto plain_at = [&](unsigned b, unsigned at) { return plain + b * k_block_size + at * k_page_size; };
+    const uffd::Uffd bare_staging(
+        uffd::open_uffd(probe, UFFD_FEATURE_PAGEFAULT_FLAG_WP | (fallback ? 0 : uffd::k_feature_move)));
+    const std::uintptr_t aside = uffd::map_aligned(k_blocks * k_block_size, PROT_READ | PROT_WRITE);
+    if (!fallback) bare_staging.watch(aside, k_blocks * k_block_size, UFFDIO_REGISTER_MODE_WP);
+    const auto aside_at = [&](unsigned b, unsigned at) { return plain_at(b, at) - plain + aside; };
+    std::vector<double> out, in, move_out, move_in, copy_out, copy_in, bare_out, bare_out_wp, bare_in;
+    for (unsigned round = 0; round < 9; ++round) {
+      copy_out.push_back(
+          seconds([&] { each([&](unsigned b, unsigned at) { memcpy(w.frame(at, b), w.page(at, b), bytes); }); }));
+      copy_in.push_back(
+          seconds([&] { each([&](unsigned b, unsigned at) { memcpy(w.page(at, b), w.frame(at, b), bytes); }); }));
+      out.push_back(transfer(Direction::to_device));
+      in.push_back(transfer(Direction::to_host));
+      if (!fallback) {
+        move_out.push_back(seconds([&] {
+          each([&](unsigned b, unsigned at) {
+            bare_staging.move(aside_at(b, at), plain_at(b, at), bytes);
+            memcpy(w.frame(at, b), reinterpret_cast<void*>(aside_at(b, at)), bytes);
+          });
+        }));
+        move_in.push_back(seconds([&] {
+          each([&](unsigned b, unsigned at) {
+            memcpy(reinterpret_cast<void*>(aside_at(b, at)), w.frame(at, b), bytes);
+            bare.move(plain_at(b, at), aside_at(b, at), bytes);
+          });
+        }));
+        continue;
+      }
+      bare_out.push_back(seconds([&] {
+        each([&](unsigned b, unsigned at) {
+          auto* const p = reinterpret_cast<void*>(plain_at(b, at));
+          memcpy(w.frame(at, b), p, bytes);
+          madvise(p, bytes, MADV_DONTNEED);
+        });
+      }));
+      const auto fill = [&] {
+        each([&](unsigned b, unsigned at) {
+          bare.copy(plain_at(b, at), reinterpret_cast<std::uintptr_t>(w.frame(at, b)), bytes, false);
+        });
+      };
+      bare_in.push_back(seconds(fill));
+      bare_out_wp.push_back(seconds([&] {
+        each([&](unsigned b, unsigned at) {
+          auto* const p = reinterpret_cast<void*>(plain_at(b, at));
+          bare.write_protect(plain_at(b, at), bytes, true);
+          memcpy(w.frame(at, b), p, bytes);
+          madvise(p, bytes, MADV_DONTNEED);
+        });
+      }));
+      fill();
+    }
+    const auto line = [&](const char* what, double t, double ceiling, const char* against) {
+      std::printf("%-9s %4zu KiB %-10s %9.2f us %6.2f GB/s  %5.1f %% of %s (%.2f us)\n", GetParam().name, bytes / 1024,
+                  what, t * 1e6 / granules, k_blocks * k_block_size / t / 1e9, 100 * ceiling / t, against,
+                  ceiling * 1e6 / granules);
+    };
+    line("to_device", least(out), least(copy_out), "memcpy");
+    line("to_host", least(in), least(copy_in), "memcpy");
+    if (!fallback) {
+      line("to_device", least(out), least(move_out), "bare MOVE + memcpy");
+      line("to_host", least(in), least(move_in), "bare memcpy + MOVE");
+    } else {
+      line("to_device", least(out), least(bare_out), "memcpy + DONTNEED");
+      line("to_device", least(out), least(bare_out_wp), "WRITEPROTECT + memcpy + DONTNEED");
+      line("to_host", least(in), least(bare_in), "COPY");
+    }
+    munmap(reinterpret_cast<void*>(plain), k_blocks * k_block_size);
+    munmap(reinterpret_cast<void*>(aside), k_blocks * k_block_size);
+  }
+}
+
+}  // namespace
+}  // namespace hmmrt::test
