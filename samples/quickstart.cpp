@@ -56,7 +56,6 @@ using U = unsigned long long;
 struct Since {
   const hmmrt_stats_t &was, &is;
   U device_faults() const { return is.device_faults - was.device_faults; }
-  U cpu_faults() const { return is.cpu_faults - was.cpu_faults; }
   U batches() const { return is.fault_batches - was.fault_batches; }
   U to_device() const { return hmmrt::bytes_to_device(is) - hmmrt::bytes_to_device(was); }
   U to_host() const { return hmmrt::bytes_to_host(is) - hmmrt::bytes_to_host(was); }
@@ -66,11 +65,13 @@ struct Since {
     return is.bytes_to_device_by_cause[p] + is.bytes_to_host_by_cause[p] - was.bytes_to_device_by_cause[p] -
            was.bytes_to_host_by_cause[p];
   }
+  U pushed_out() const {
+    return is.bytes_to_host_by_cause[HMMRT_CAUSE_EVICTION] - was.bytes_to_host_by_cause[HMMRT_CAUSE_EVICTION];
+  }
   U evicted() const { return is.pages_evicted - was.pages_evicted; }
   U refaults() const { return is.refaults - was.refaults; }
   U remote() const { return is.remote_accesses - was.remote_accesses; }
   U caught() const { return is.ping_pong_blocks - was.ping_pong_blocks; }
-  U pins() const { return is.pins - was.pins; }
 };
 
 class Quickstart {
@@ -148,9 +149,12 @@ class Quickstart {
     quarrel_copied_ = since.to_device() + since.to_host();
     sample_.say("   Moving it at every turn would have copied %.1f MiB. Copied: %.1f MiB, in %.0f ms.",
                 samples::mib(quarrel_every_turn_), samples::mib(quarrel_copied_), ms);
-    sample_.say("   %s", since.caught() == 0
-                             ? "It was not recognised as ping-pong."
-                             : "Recognised as ping-pong and held still: one of them reaches it remotely.");
+    quarrel_caught_ = since.caught();
+    if (quarrel_caught_ == 0)
+      sample_.say("   It was not recognised as ping-pong.");
+    else
+      sample_.say("   Recognised as ping-pong and held still; it was reached remotely %.1f million times instead.",
+                  static_cast<double>(since.remote()) / 1e6);
     sample_.check("quarrel", right);
   }
 
@@ -190,14 +194,14 @@ class Quickstart {
                    static_cast<double>(all.device_faults()) / static_cast<double>(std::max<U>(all.batches(), 1))),
             "the fault buffer is emptied at once, sorted, and served by 2 MiB block");
     explain("dense ranges",
-            format("%.1f of %.1f MiB moved before they were asked for", samples::mib(all.ahead()),
-                   samples::mib(all.to_device() + all.to_host())),
+            format("%.1f of %.1f MiB were brought before they were asked for", samples::mib(all.ahead()),
+                   samples::mib(all.to_device() + all.to_host() - all.pushed_out())),
             "where most of a range is wanted, the rest is brought along with it");
     explain("ping-pong",
-            format("%llu caught, %llu pins: copied %.1f MiB, every turn would have copied %.1f", all.caught(),
-                   all.pins(), samples::mib(quarrel_copied_), samples::mib(quarrel_every_turn_)),
-            all.caught() == 0 ? "no block changed sides often enough to be held still"
-                              : "memory that two processors keep taking from each other is held still for a while");
+            format("caught %llu times; copied %.1f MiB where every turn would have copied %.1f", quarrel_caught_,
+                   samples::mib(quarrel_copied_), samples::mib(quarrel_every_turn_)),
+            quarrel_caught_ == 0 ? "no block changed sides often enough to be held still"
+                                 : "memory that two processors keep taking from each other is held still for a while");
     explain(
         "oversubscription", format("%llu pages evicted, %llu of them faulted back", all.evicted(), all.refaults()),
         all.evicted() == 0 ? "device memory sufficed" : "device memory was full: the least recently used went home");
@@ -210,6 +214,7 @@ class Quickstart {
   hmmrt::stream stream_;
   const hmmrt_stats_t zero_ = hmmrt::empty_stats();
   std::uint64_t quarrel_every_turn_ = 0, quarrel_copied_ = 0;  // bytes
+  U quarrel_caught_ = 0;
 };
 
 }  // namespace

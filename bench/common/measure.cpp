@@ -121,7 +121,7 @@ std::string number(std::optional<double> x) {
 
 void print_row(const Measure& m) {
   const char* verdict = !m.target ? "" : m.pass() ? "pass" : "MISS";
-  std::printf("  %-32s %9s %-7s %9s %7s  %6s ..%6s  %3zu  %-12s %s\n", m.name.c_str(), number(m.value).c_str(),
+  std::printf("  %-40s %9s %-7s %9s %7s  %6s ..%6s  %3zu  %-12s %s\n", m.name.c_str(), number(m.value).c_str(),
               m.unit.c_str(), number(m.ceiling).c_str(), number(m.ratio).c_str(), number(m.min).c_str(),
               number(m.max).c_str(), m.repeats, m.criterion().c_str(), verdict);
 }
@@ -165,7 +165,7 @@ nlohmann::json or_null(const std::optional<T>& x) {
 }  // namespace
 
 void Report::begin_suite(const std::string& name) {
-  std::printf("\n%s\n  %-32s %9s %-7s %9s %7s  %15s  %3s  %-12s\n", name.c_str(), "measure", "value", "unit", "ceiling",
+  std::printf("\n%s\n  %-40s %9s %-7s %9s %7s  %15s  %3s  %-12s\n", name.c_str(), "measure", "value", "unit", "ceiling",
               "ratio", "spread of ratio", "n", "target");
   std::fflush(stdout);
 }

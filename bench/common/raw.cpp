@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -12,6 +13,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "common/measure.hpp"
 
@@ -36,13 +38,20 @@ void Memory::drop() { madvise(data_, bytes_, MADV_DONTNEED); }
 
 // --- team ----------------------------------------------------------------------------------------------------------
 
-Team::Team(unsigned threads) : start_(threads), end_(threads) {
+Team::Team(unsigned threads) : threads_(threads), start_(threads), end_(threads) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(core, &set)) cores_.push_back(core);
+    }
+  }
   for (unsigned i = 1; i < threads; ++i) {
     workers_.emplace_back([this, i] {
+      keep_to_core(i);
       for (;;) {
         start_.arrive_and_wait();
         if (fn_ == nullptr) return;
-        (*fn_)(i);
+        take_part(i);
         end_.arrive_and_wait();
       }
     });
@@ -55,11 +64,34 @@ Team::~Team() {
   for (std::thread& t : workers_) t.join();
 }
 
+void Team::keep_to_core(unsigned thread) const {
+  if (cores_.size() < threads()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cores_[thread], &set);
+  sched_setaffinity(0, sizeof set, &set);
+}
+
+void Team::take_part(unsigned thread) {
+  try {
+    (*fn_)(thread);
+  } catch (...) {
+    const std::lock_guard guard(failed_);
+    if (!failure_) failure_ = std::current_exception();
+  }
+}
+
 void Team::run(const std::function<void(unsigned)>& fn) {
+  if (workers_.empty()) return fn(0);
+  cpu_set_t before;
+  const bool pinned = sched_getaffinity(0, sizeof before, &before) == 0;
+  if (pinned) keep_to_core(0);
   fn_ = &fn;
   start_.arrive_and_wait();
-  fn(0);
+  take_part(0);
   end_.arrive_and_wait();
+  if (pinned) sched_setaffinity(0, sizeof before, &before);
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 void Team::for_each(std::size_t count, const std::function<void(std::size_t)>& fn) {
@@ -85,16 +117,40 @@ double copy_seconds(Team& team, const std::vector<Piece>& pieces) {
 
 // --- userfaultfd ---------------------------------------------------------------------------------------------------
 
-RawUffd::RawUffd(std::byte* addr, std::size_t bytes, bool write_protect) : addr_(addr) {
+namespace {
+// Linux 6.8's, which Debian 12's headers do not have.
+constexpr std::uint64_t k_feature_move = 1u << 16;
+struct MoveArgs {
+  std::uint64_t dst, src, len, mode;
+  std::int64_t move;
+};
+constexpr unsigned long k_move = _IOWR(UFFDIO, 0x05, MoveArgs);
+}  // namespace
+
+RawUffd::RawUffd(std::byte* addr, std::size_t bytes, For what) : addr_(addr), what_(what) {
   fd_ = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
   if (fd_ < 0) refuse("userfaultfd");
   uffdio_api api{};
   api.api = UFFD_API;
+  api.features = what == For::move ? k_feature_move : 0;
   if (ioctl(fd_, UFFDIO_API, &api) != 0) refuse("UFFDIO_API");
+  watch(addr, bytes);
+}
+
+void RawUffd::watch(std::byte* addr, std::size_t bytes) const {
   uffdio_register range{};
   range.range = {address(addr), bytes};
-  range.mode = UFFDIO_REGISTER_MODE_MISSING | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
+  range.mode = UFFDIO_REGISTER_MODE_MISSING | (what_ == For::write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
   if (ioctl(fd_, UFFDIO_REGISTER, &range) != 0) refuse("UFFDIO_REGISTER");
+}
+
+void RawUffd::move(std::byte* to, std::byte* from, std::size_t bytes) const {
+  for (std::size_t done = 0; done < bytes;) {
+    MoveArgs m{address(to) + done, address(from) + done, bytes - done, 0, 0};
+    if (ioctl(fd_, k_move, &m) == 0) return;
+    if (errno != EAGAIN) refuse("UFFDIO_MOVE");
+    if (m.move > 0) done += static_cast<std::size_t>(m.move);
+  }
 }
 
 RawUffd::~RawUffd() {

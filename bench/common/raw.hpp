@@ -7,7 +7,9 @@
 #include <barrier>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -42,20 +44,28 @@ class Memory {
   std::size_t mapping_bytes_;
 };
 
-// Threads that run one function together and wait for each other; the caller is one of them.
+// Threads that run one function together and wait for each other; the caller is one of them. Each keeps to a core of its
+// own meanwhile, so that a ceiling is never the speed of two threads on one core.
 class Team {
  public:
   explicit Team(unsigned threads);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
-  unsigned threads() const { return static_cast<unsigned>(workers_.size()) + 1; }
+  unsigned threads() const { return threads_; }
+  // Throws what one of them threw, once all are done.
   void run(const std::function<void(unsigned thread)>& fn);
   // fn(i) for i in [0, count), handed out one at a time.
   void for_each(std::size_t count, const std::function<void(std::size_t i)>& fn);
 
  private:
+  void keep_to_core(unsigned thread) const;
+  void take_part(unsigned thread);
+  unsigned threads_;
+  std::vector<int> cores_;  // that this process may use
   const std::function<void(unsigned)>* fn_ = nullptr;
+  std::mutex failed_;
+  std::exception_ptr failure_;  // the first
   std::barrier<> start_;
   std::barrier<> end_;
   std::vector<std::thread> workers_;
@@ -74,12 +84,15 @@ std::vector<Piece> pieces(std::byte* to, const std::byte* from, std::size_t byte
 // A userfaultfd over one range. Member functions throw Error where the kernel refuses.
 class RawUffd {
  public:
-  RawUffd(std::byte* addr, std::size_t bytes, bool write_protect);
+  enum class For { missing, write_protect, move };
+  RawUffd(std::byte* addr, std::size_t bytes, For what);
   ~RawUffd();
   RawUffd(const RawUffd&) = delete;
   RawUffd& operator=(const RawUffd&) = delete;
 
+  void watch(std::byte* addr, std::size_t bytes) const;                      // one more range
   void copy(std::byte* to, const std::byte* from, std::size_t bytes) const;  // UFFDIO_COPY
+  void move(std::byte* to, std::byte* from, std::size_t bytes) const;        // UFFDIO_MOVE, into a watched range
   void write_protect(std::byte* addr, std::size_t bytes) const;
   // Serves missing faults page by page with UFFDIO_COPY: poll, read, copy from `source`, from a thread of its own.
   void start_poll_thread(const std::byte* source);
@@ -87,6 +100,7 @@ class RawUffd {
  private:
   void poll_loop(const std::byte* source) const;
   std::byte* addr_;
+  For what_;
   int fd_ = -1;
   int stop_ = -1;
   std::thread poller_;

@@ -41,8 +41,8 @@ void sweep(const Context& context, std::byte* p, std::size_t bytes) {
   context.synchronize();
 }
 
-void metadata(const Settings& settings, Report& report) {
-  const std::size_t bytes = (settings.quick ? 128 : 512) * k_mib;
+void metadata(Report& report) {
+  const std::size_t bytes = 512 * k_mib;
   const Context context({{"device_memory", std::to_string(bytes + 64 * k_mib)}, {"compute_units", "2"}});
   // What a context takes once: stacks of waves, first blocks of the allocators.
   context.read_by_waves(context.allocate(16 * k_mib), 16 * k_mib, k_page);
@@ -122,7 +122,7 @@ void oversubscription(const Settings& settings, Report& report) {
 }  // namespace
 
 void run_memory(const Settings& settings, Report& report) {
-  metadata(settings, report);
+  metadata(report);
   first_touches(settings, report);
   oversubscription(settings, report);
 }

@@ -116,9 +116,91 @@ Bare uffd_loops(Team& team, const Shape& s, const RawUffd& uffd, std::byte* watc
           }};
 }
 
-Options with(const Settings& settings, Options options) {
+Options with(const Settings& settings, bool parallel, Options options = {}) {
   options.emplace_back("device_memory", mib((settings.quick ? 128 : 512) + 64));
+  options.emplace_back("device_populate", "on");
+  if (!parallel) options.emplace_back("pipeline_tokens", "1");
   return options;
+}
+
+std::string threads_of(const Team& team) {
+  return std::to_string(team.threads()) + (team.threads() == 1 ? " thread" : " threads");
+}
+
+// Only the measures with one copying thread have targets: there, what the runtime adds is all that differs.
+std::optional<Target> target(bool parallel, double number) {
+  return parallel ? std::nullopt : std::optional(ratio_at_least(number));
+}
+
+// What the kernel alone lets a runtime reach that withdraws by UFFDIO_MOVE: no runtime, just move and memcpy.
+void bare_moves(const Settings& settings, Report& report, Team& team, const Shape& s, std::byte* frames,
+                const std::string& name) {
+  Memory managed(s.bytes);
+  managed.fill(1);
+  const Memory staging(s.bytes);
+  const RawUffd uffd(managed.data(), s.bytes, RawUffd::For::move);
+  uffd.watch(staging.data(), s.bytes);
+  const std::vector<Piece> list = s.pieces(frames, managed.data());
+  const double gigabytes = static_cast<double>(s.moving()) * 1e-9;
+  const auto staged = [&](const Piece& piece) { return staging.data() + (piece.from - managed.data()); };
+  Pairs pairs;
+  for (unsigned i = 0; i < settings.repeats + k_warm_up; ++i) {
+    const double copied = copy_seconds(team, list);
+    const std::uint64_t start = now_ns();
+    team.for_each(list.size(), [&](std::size_t k) {
+      uffd.move(staged(list[k]), const_cast<std::byte*>(list[k].from), list[k].bytes);
+      std::memcpy(list[k].to, staged(list[k]), list[k].bytes);
+    });
+    const double moved = seconds_since(start);
+    for (const Piece& piece : list) uffd.move(const_cast<std::byte*>(piece.from), staged(piece), piece.bytes);
+    if (i >= k_warm_up) pairs.add(gigabytes / moved, gigabytes / copied);
+  }
+  report.add(compare(name, "GB/s", pairs, Ratio::value_by_ceiling, std::nullopt,
+                     "no runtime: UFFDIO_MOVE and memcpy out; memcpy, " + threads_of(team)));
+}
+
+void by_moving(const Settings& settings, Report& report, bool parallel, std::size_t bytes, std::byte* frames) {
+  const std::string suffix = parallel ? "_parallel" : "";
+  const Context context(with(settings, parallel));
+  Team team(context.copying_threads());
+  std::byte* p = context.allocate(bytes);
+
+  const Shape blocks{bytes, k_block, k_block};
+  const auto whole = [&](hmmrt_location_t to) { context.prefetch(p, bytes, to); };
+  cycles(settings, report, context, p, blocks, whole, memcpy_loops(team, blocks, p, frames), "migrate_2m" + suffix,
+         target(parallel, 0.9), "memcpy by 2 MiB, " + threads_of(team));
+  if (context.moves()) bare_moves(settings, report, team, blocks, frames, "bare_move_2m" + suffix);
+
+  // Every other 64 KiB, so that no block can go as a whole. One call for all of them.
+  const Shape granules{bytes, 64 * 1024, 128 * 1024};
+  std::vector<const void*> ptrs;
+  for (const Piece& piece : granules.pieces(p, p)) ptrs.push_back(piece.to);
+  const std::vector<std::size_t> sizes(ptrs.size(), granules.granule);
+  const auto batch = [&](hmmrt_location_t to) {
+    const std::size_t first = 0;
+    check(hmmrt_prefetch_batch(context.get(), ptrs.data(), sizes.data(), ptrs.size(), &to, &first, 1, nullptr),
+          "hmmrt_prefetch_batch");
+  };
+  cycles(settings, report, context, p, granules, batch, memcpy_loops(team, granules, p, frames), "migrate_64k" + suffix,
+         target(parallel, 0.5),
+         "every other 64 KiB, in one hmmrt_prefetch_batch; memcpy by 64 KiB, " + threads_of(team));
+  if (context.moves() && !parallel) bare_moves(settings, report, team, granules, frames, "bare_move_64k");
+  context.free(p);
+}
+
+void by_copying(const Settings& settings, Report& report, bool parallel, std::size_t bytes, std::byte* frames) {
+  const Context context(with(settings, parallel, {{"host_path", "fallback"}}));
+  Team team(context.copying_threads());
+  std::byte* p = context.allocate(bytes);
+  Memory watched(bytes);
+  watched.fill(1);
+  const RawUffd uffd(watched.data(), bytes, RawUffd::For::write_protect);
+  const Shape blocks{bytes, k_block, k_block};
+  const auto whole = [&](hmmrt_location_t to) { context.prefetch(p, bytes, to); };
+  cycles(settings, report, context, p, blocks, whole, uffd_loops(team, blocks, uffd, watched.data(), frames),
+         parallel ? "migrate_2m_fallback_parallel" : "migrate_2m_fallback", target(parallel, 0.9),
+         "bare write-protect + memcpy + MADV_DONTNEED out, UFFDIO_COPY home, by 2 MiB, " + threads_of(team));
+  context.free(p);
 }
 
 }  // namespace
@@ -127,61 +209,9 @@ void run_migrate(const Settings& settings, Report& report) {
   const std::size_t bytes = (settings.quick ? 128 : 512) * k_mib;
   Memory frames(bytes);
   frames.fill(1);
-
-  for (const bool single : {false, true}) {
-    const Context context(with(settings, single ? Options{{"pipeline_tokens", "1"}} : Options{}));
-    Team team(context.copying_threads());
-    const std::string threads = std::to_string(team.threads()) + (single ? " thread" : " threads");
-    const std::string suffix = single ? "_1thread" : "";
-    std::byte* p = context.allocate(bytes);
-    {
-      const Shape s{bytes, k_block, k_block};
-      const auto whole = [&](hmmrt_location_t to) { context.prefetch(p, bytes, to); };
-      cycles(settings, report, context, p, s, whole, memcpy_loops(team, s, p, frames.data()), "migrate_2m" + suffix,
-             single ? std::nullopt : std::optional(ratio_at_least(0.9)), "memcpy by 2 MiB, " + threads);
-    }
-    {
-      // Every other 64 KiB, so that no block can go as a whole. One call for all of them.
-      const Shape s{bytes, 64 * 1024, 128 * 1024};
-      std::vector<const void*> ptrs;
-      for (const Piece& piece : s.pieces(p, p)) ptrs.push_back(piece.to);
-      const std::vector<std::size_t> sizes(ptrs.size(), s.granule);
-      const auto batch = [&](hmmrt_location_t to) {
-        const std::size_t first = 0;
-        check(hmmrt_prefetch_batch(context.get(), ptrs.data(), sizes.data(), ptrs.size(), &to, &first, 1, nullptr),
-              "hmmrt_prefetch_batch");
-      };
-      const auto one_by_one = [&](hmmrt_location_t to) {
-        for (const void* at : ptrs) context.prefetch(at, s.granule, to);
-      };
-      const Bare bare = memcpy_loops(team, s, p, frames.data());
-      cycles(settings, report, context, p, s, batch, bare, "migrate_64k" + suffix,
-             single ? std::nullopt : std::optional(ratio_at_least(0.5)),
-             "memcpy by 64 KiB, " + threads + "; every other 64 KiB, one hmmrt_prefetch_batch");
-      if (single) {
-        cycles(settings, report, context, p, s, one_by_one, bare, "migrate_64k_calls", std::nullopt,
-               "memcpy by 64 KiB, " + threads + "; every other 64 KiB, one hmmrt_prefetch each");
-      }
-    }
-    context.free(p);
-  }
-
-  for (const bool single : {false, true}) {
-    const Context context(with(settings, single ? Options{{"host_path", "fallback"}, {"pipeline_tokens", "1"}}
-                                                : Options{{"host_path", "fallback"}}));
-    Team team(context.copying_threads());
-    std::byte* p = context.allocate(bytes);
-    Memory watched(bytes);
-    watched.fill(1);
-    const RawUffd uffd(watched.data(), bytes, true);
-    const Shape s{bytes, k_block, k_block};
-    const auto whole = [&](hmmrt_location_t to) { context.prefetch(p, bytes, to); };
-    cycles(settings, report, context, p, s, whole, uffd_loops(team, s, uffd, watched.data(), frames.data()),
-           single ? "migrate_2m_fallback_1thread" : "migrate_2m_fallback",
-           single ? std::nullopt : std::optional(ratio_at_least(0.9)),
-           "bare write-protect + memcpy + MADV_DONTNEED, and UFFDIO_COPY, by 2 MiB, " + std::to_string(team.threads()) +
-               " threads");
-    context.free(p);
+  for (const bool parallel : {false, true}) {
+    by_moving(settings, report, parallel, bytes, frames.data());
+    by_copying(settings, report, parallel, bytes, frames.data());
   }
 }
 

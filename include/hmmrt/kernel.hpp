@@ -17,7 +17,7 @@
 //   - A launch that fails ends its waves by an exception of a private type thrown from an accessor: destructors run;
 //     do not swallow it with catch (...) and do not access managed memory in a noexcept function.
 //   - A wave keeps its thread but not its turn: no thread_local state, locks or blocking calls across an access.
-//   - A wave goes on until it misses or ends: it must not spin waiting for another wave of the same device.
+//   - A wave that spins on an access lets others run every few milliseconds; one that computes without access does not.
 //   - About 60 KiB of stack per wave. No call into hmmrt.h.
 // Memory order: plain accesses are relaxed; atomics are acquire-release. Everything a launch did is visible to who
 // synchronises with its stream.
@@ -61,7 +61,7 @@ class gref {
  public:
   using value_type = std::remove_cv_t<T>;
   HMMRT_KERNEL explicit gref(T* p) : p_(p) {}
-  HMMRT_KERNEL gref(const gref&) = default;
+  gref(const gref&) = default;
 
   HMMRT_KERNEL operator value_type() const { return detail::load(p_); }  // NOLINT(google-explicit-constructor)
   HMMRT_KERNEL value_type load() const { return detail::load(p_); }
@@ -72,16 +72,46 @@ class gref {
   HMMRT_KERNEL const gref& operator=(const gref& o) const { return *this = o.load(); }
   HMMRT_KERNEL gptr<T> operator&() const { return gptr<T>(p_); }
 
-  template <class U> HMMRT_KERNEL const gref& operator+=(const U& v) const { return set(load() + v); }
-  template <class U> HMMRT_KERNEL const gref& operator-=(const U& v) const { return set(load() - v); }
-  template <class U> HMMRT_KERNEL const gref& operator*=(const U& v) const { return set(load() * v); }
-  template <class U> HMMRT_KERNEL const gref& operator/=(const U& v) const { return set(load() / v); }
-  template <class U> HMMRT_KERNEL const gref& operator%=(const U& v) const { return set(load() % v); }
-  template <class U> HMMRT_KERNEL const gref& operator&=(const U& v) const { return set(load() & v); }
-  template <class U> HMMRT_KERNEL const gref& operator|=(const U& v) const { return set(load() | v); }
-  template <class U> HMMRT_KERNEL const gref& operator^=(const U& v) const { return set(load() ^ v); }
-  template <class U> HMMRT_KERNEL const gref& operator<<=(const U& v) const { return set(load() << v); }
-  template <class U> HMMRT_KERNEL const gref& operator>>=(const U& v) const { return set(load() >> v); }
+  template <class U>
+  HMMRT_KERNEL const gref& operator+=(const U& v) const {
+    return set(load() + v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator-=(const U& v) const {
+    return set(load() - v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator*=(const U& v) const {
+    return set(load() * v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator/=(const U& v) const {
+    return set(load() / v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator%=(const U& v) const {
+    return set(load() % v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator&=(const U& v) const {
+    return set(load() & v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator|=(const U& v) const {
+    return set(load() | v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator^=(const U& v) const {
+    return set(load() ^ v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator<<=(const U& v) const {
+    return set(load() << v);
+  }
+  template <class U>
+  HMMRT_KERNEL const gref& operator>>=(const U& v) const {
+    return set(load() >> v);
+  }
   HMMRT_KERNEL const gref& operator++() const { return set(load() + 1); }
   HMMRT_KERNEL const gref& operator--() const { return set(load() - 1); }
   HMMRT_KERNEL value_type operator++(int) const {
@@ -113,7 +143,7 @@ class gptr {
   using value_type = std::remove_cv_t<T>;
 
   gptr() = default;
-  HMMRT_KERNEL gptr(T* p) : p_(p) {}                // NOLINT(google-explicit-constructor)
+  HMMRT_KERNEL gptr(T* p) : p_(p) {}                  // NOLINT(google-explicit-constructor)
   HMMRT_KERNEL gptr(std::nullptr_t) : p_(nullptr) {}  // NOLINT(google-explicit-constructor)
   template <class U, class = std::enable_if_t<std::is_convertible<U*, T*>::value && !std::is_same<U, T>::value>>
   HMMRT_KERNEL gptr(const gptr<U>& o) : p_(o.get()) {}  // NOLINT(google-explicit-constructor)
@@ -189,13 +219,16 @@ HMMRT_KERNEL void with_spans(Fn&& fn, const Args&... args) {
 // On naturally aligned integers of 4 or 8 bytes (fetch_add and fetch_sub: float and double too). Each returns the
 // value before. With scope::system on a device whose atomics do not reach host memory, the page is first brought here.
 
-template <class T> HMMRT_KERNEL T atomic_load(gptr<T> p, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_load(gptr<T> p, scope s = scope::device) {
   return detail::atomic_load(p.get(), s == scope::system);
 }
-template <class T> HMMRT_KERNEL void atomic_store(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL void atomic_store(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   detail::atomic_store(p.get(), v, s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_exchange(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_exchange(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_exchange(p.get(), v, s == scope::system);
 }
 // Writes `desired` if *p == expected. Returns the value before, as CUDA's atomicCAS: equal to `expected` on success.
@@ -204,25 +237,32 @@ HMMRT_KERNEL T atomic_compare_exchange(gptr<T> p, detail::same<T> expected, deta
                                        scope s = scope::device) {
   return detail::atomic_compare_exchange(p.get(), expected, desired, s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_fetch_add(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_fetch_add(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_add(p.get(), v, s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_fetch_sub(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_fetch_sub(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_add(p.get(), static_cast<T>(T{} - v), s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_fetch_and(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_fetch_and(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_update(p.get(), detail::op_and<T>{v}, s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_fetch_or(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_fetch_or(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_update(p.get(), detail::op_or<T>{v}, s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_fetch_xor(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_fetch_xor(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_update(p.get(), detail::op_xor<T>{v}, s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_fetch_min(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_fetch_min(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_update(p.get(), detail::op_min<T>{v}, s == scope::system);
 }
-template <class T> HMMRT_KERNEL T atomic_fetch_max(gptr<T> p, detail::same<T> v, scope s = scope::device) {
+template <class T>
+HMMRT_KERNEL T atomic_fetch_max(gptr<T> p, detail::same<T> v, scope s = scope::device) {
   return detail::atomic_update(p.get(), detail::op_max<T>{v}, s == scope::system);
 }
 

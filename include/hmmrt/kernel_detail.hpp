@@ -48,12 +48,36 @@ struct span_argument {
   std::size_t n;
 };
 
-template <class T> struct op_and { T v; HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x & v); } };
-template <class T> struct op_or { T v; HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x | v); } };
-template <class T> struct op_xor { T v; HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x ^ v); } };
-template <class T> struct op_min { T v; HMMRT_KERNEL T operator()(T x) const { return v < x ? v : x; } };
-template <class T> struct op_max { T v; HMMRT_KERNEL T operator()(T x) const { return x < v ? v : x; } };
-template <class T> struct op_add { T v; HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x + v); } };
+template <class T>
+struct op_and {
+  T v;
+  HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x & v); }
+};
+template <class T>
+struct op_or {
+  T v;
+  HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x | v); }
+};
+template <class T>
+struct op_xor {
+  T v;
+  HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x ^ v); }
+};
+template <class T>
+struct op_min {
+  T v;
+  HMMRT_KERNEL T operator()(T x) const { return v < x ? v : x; }
+};
+template <class T>
+struct op_max {
+  T v;
+  HMMRT_KERNEL T operator()(T x) const { return x < v ? v : x; }
+};
+template <class T>
+struct op_add {
+  T v;
+  HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x + v); }
+};
 
 }  // namespace detail
 }  // namespace hmmrt

@@ -8,9 +8,13 @@ namespace hmmrt {
 namespace detail {
 
 template <class T>
-HMMRT_KERNEL std::remove_cv_t<T> load(T* p) { return *p; }
+HMMRT_KERNEL std::remove_cv_t<T> load(T* p) {
+  return *p;
+}
 template <class T>
-HMMRT_KERNEL void store(T* p, const T& v) { *p = v; }
+HMMRT_KERNEL void store(T* p, const T& v) {
+  *p = v;
+}
 
 template <class Fn, class... Args>
 HMMRT_KERNEL void visit_spans(Fn& fn, const Args&... args) {
@@ -19,9 +23,16 @@ HMMRT_KERNEL void visit_spans(Fn& fn, const Args&... args) {
 }
 
 // The bits of a 4- or 8-byte T, for compare-and-swap.
-template <std::size_t Bytes> struct bits_of;
-template <> struct bits_of<4> { using type = unsigned int; };
-template <> struct bits_of<8> { using type = unsigned long long; };
+template <std::size_t Bytes>
+struct bits_of;
+template <>
+struct bits_of<4> {
+  using type = unsigned int;
+};
+template <>
+struct bits_of<8> {
+  using type = unsigned long long;
+};
 
 template <class To, class From>
 HMMRT_KERNEL To bit_copy(const From& from) {
@@ -50,18 +61,30 @@ template <class T, class Op>
 HMMRT_KERNEL T atomic_update(T* p, Op op, bool system) {
   for (T seen = *static_cast<volatile T*>(p);;) {
     const T before = atomic_compare_exchange(p, seen, op(seen), system);
-    if (memcmp(&before, &seen, sizeof before) == 0) return before;
+    using B = typename bits_of<sizeof(T)>::type;
+    if (bit_copy<B>(before) == bit_copy<B>(seen)) return before;  // as bits: NaN equals itself
     seen = before;
   }
 }
 template <class T>
-struct op_set { T v; HMMRT_KERNEL T operator()(T) const { return v; } };
-template <class T> HMMRT_KERNEL T atomic_load(T* p, bool) { return *static_cast<volatile T*>(p); }
-template <class T> HMMRT_KERNEL void atomic_store(T* p, T v, bool) { *static_cast<volatile T*>(p) = v; }
-template <class T> HMMRT_KERNEL T atomic_exchange(T* p, T v, bool system) {
+struct op_set {
+  T v;
+  HMMRT_KERNEL T operator()(T) const { return v; }
+};
+template <class T>
+HMMRT_KERNEL T atomic_load(T* p, bool) {
+  return *static_cast<volatile T*>(p);
+}
+template <class T>
+HMMRT_KERNEL void atomic_store(T* p, T v, bool) {
+  *static_cast<volatile T*>(p) = v;
+}
+template <class T>
+HMMRT_KERNEL T atomic_exchange(T* p, T v, bool system) {
   return atomic_update(p, op_set<T>{v}, system);
 }
-template <class T> HMMRT_KERNEL T atomic_add(T* p, T v, bool system) {
+template <class T>
+HMMRT_KERNEL T atomic_add(T* p, T v, bool system) {
   return atomic_update(p, op_add<T>{v}, system);
 }
 

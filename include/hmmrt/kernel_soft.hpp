@@ -37,8 +37,8 @@ struct span_operand {
   std::uint32_t element_bytes;
   std::uint32_t kind;
   void* host;
-  void* bounce;        // element_bytes of scratch, aligned for the element
-  void* tail;          // straddling: where the element's second part is
+  void* bounce;            // element_bytes of scratch, aligned for the element
+  void* tail;              // straddling: where the element's second part is
   std::size_t head_bytes;  // straddling: bytes of the first part; 0: contiguous
   void* head;
 };
@@ -81,7 +81,8 @@ inline void* enter(unit* u, std::uintptr_t addr) {
   const std::uint64_t page = addr >> 12;
   const tlb_entry& e = u->tlb[page & u->tlb_mask];
   // Acquire: seeing a flush request also shows the page-table changes made before it.
-  const bool current = u->flush_requested.load(std::memory_order_acquire) == u->flush_seen.load(std::memory_order_relaxed);
+  const bool current =
+      u->flush_requested.load(std::memory_order_acquire) == u->flush_seen.load(std::memory_order_relaxed);
   const bool hit = (Kind == k_read ? e.read_tag : e.write_tag) == page + u->tag;
   if (__builtin_expect(current && hit, 1)) return reinterpret_cast<void*>(addr + e.delta);
   return hmmrt_detail_enter(u, addr, Kind);
@@ -234,7 +235,8 @@ inline T atomic_update(T* p, Op op, bool system) {
   return with_atomic(p, system, [&](T* q) {
     T before;
     __atomic_load(q, &before, __ATOMIC_RELAXED);
-    for (T after = op(before); !__atomic_compare_exchange(q, &before, &after, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);)
+    for (T after = op(before);
+         !__atomic_compare_exchange(q, &before, &after, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);)
       after = op(before);
     return before;
   });

@@ -60,19 +60,24 @@ Status stream_of(const char* function, hmmrt_stream_t handle, Context& c, Use<St
   return {};
 }
 
-// Makes a place for the advice and the latest prefetch location of every block.
-void remember(Context& c, const Pages& pages) {
-  c.for_each_claimed(pages.addr, pages.bytes, [&](Block& b, const PageMask&) { (void)c.space().obtain_advice(b); });
+// Makes a place for the latest prefetch location of every block. Returns how many pages are pinned.
+std::uint64_t remember(Context& c, const Pages& pages) {
+  std::uint64_t pinned = 0;
+  c.for_each_claimed(pages.addr, pages.bytes, [&](Block& b, const PageMask& in_range) {
+    (void)c.space().obtain_advice(b);
+    pinned += (b.pinned & in_range).count();
+  });
+  return pinned;
 }
 
 void prefetch_now(Context& c, const Pages& pages, Processor to) {
-  remember(c, pages);
+  const std::uint64_t pinned = remember(c, pages);
   std::uint64_t left = 0;
   {
     const std::shared_lock guard(c.service().departure_lock());
     left = prefetch(c.house(), c.pool(), pages.addr, pages.bytes, to, Cause::prefetch_user);
   }
-  c.count_hint(left == 0, "prefetch", pages.addr, pages.bytes);
+  c.count_hint(left == 0 && (pinned == 0 || to == k_cpu), "prefetch", pages.addr, pages.bytes);
 }
 
 // madvise may not touch what the application unmapped meanwhile, nor take a pinned page's frame.

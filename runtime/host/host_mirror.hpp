@@ -140,6 +140,11 @@ class HostMirror {
   virtual PageOutcome give_back(std::uintptr_t base, const PageMask& pages) = 0;
   // Forgets contents kept for withdrawn pages (freed, discarded, or dropped by the application).
   virtual void drop(std::uintptr_t base, const PageMask& pages) = 0;
+  // The application is dropping these pages' contents: its call goes on as soon as the event is read, but the kernel
+  // clears the pages some time later. watch_drop() marks those that are still there (they must not be taken away: their
+  // contents would come back from the dead), drop_pending() says which marked pages the kernel has not cleared yet.
+  virtual void watch_drop(std::uintptr_t base, const PageMask& pages) = 0;
+  virtual PageMask drop_pending(std::uintptr_t base, const PageMask& pages) = 0;
   // Makes populated CPU pages safe for a device to map in place; address is where the device finds them. Pages stay
   // in the CPU's page table.
   virtual PageOutcome map_remote(std::uintptr_t base, const PageMask& pages) = 0;

@@ -8,6 +8,8 @@ namespace hmmrt {
 namespace {
 
 constexpr std::uint64_t k_stall_ns = 50'000;  // a quiesce that takes longer may wait for a CPU fault
+// How long a page may be waited for that the application said it drops. MADV_FREE leaves it there; then it is as good.
+constexpr std::uint64_t k_drop_ns = 100'000'000;
 constexpr std::size_t k_spans = 64;  // spans per map() call; a block in one piece needs one
 
 // Calls device.map() with spans covering `pages`; target(page, span) fills in where page is, and next(page) says whether
@@ -77,20 +79,38 @@ void remove_translations(House& house, Block& block, Choose&& choose) {
 
 }  // namespace
 
+PageMask still_wanted(Block& block, const PageMask& pages) {
+  const std::lock_guard guard(block.state_lock);
+  return pages - block.notices.removed - block.notices.unmapped;
+}
+
 void take_away(House& house, Block& block, const PageMask& pages, Processor keeper) {
   remove_translations(house, block, [&](Processor p, const DevicePart& part) {
     return (p == keeper ? part.remote : part.mapped) & pages;
   });
   for (Processor p = 1; p <= house.device_count; ++p) {
     DevicePart* part = block.part(p);
-    if (part == nullptr) continue;
-    const PageMask exclusive = part->exclusive & pages;
+    if (part == nullptr || !part->exclusive.intersects(pages)) continue;
+    const DeliveryGuard guard(house.gate);
+    const PageMask exclusive = still_wanted(block, part->exclusive & pages);
     if (exclusive.none()) continue;
     const PageOutcome back = house.host.give_back(block.base, exclusive);
     part->exclusive = part->exclusive - back.taken();
     block.set_on_cpu(back.taken(), true);
     house.tally(block, p, block.base).add(Count::exclusive_revokes, back.taken().count());
   }
+}
+
+void take_away_for_good(House& house, Block& block, const PageMask& pages) {
+  remove_translations(house, block, [&](Processor, const DevicePart& part) { return part.mapped & pages; });
+  for (Processor p = 1; p <= house.device_count; ++p) {
+    DevicePart* part = block.part(p);
+    if (part == nullptr) continue;
+    drop_frames(house, block, p, pages);
+    part->exclusive = part->exclusive - pages;
+    part->evicted = part->evicted - pages;
+  }
+  house.host.drop(block.base, pages - block.on_cpu);
 }
 
 void take_write_away(House& house, Block& block, const PageMask& pages) {
@@ -181,6 +201,17 @@ PageMask map_peer(House& house, Block& block, Processor p, Processor owner, cons
   return pages;
 }
 
+PageMask dropping(House& house, Block& block, const PageMask& pages) {
+  const PageMask asked = block.dropping & pages;
+  if (asked.none()) return {};
+  const bool expired = house.clock.now_ns() >= block.dropping_until_ns;
+  const PageMask pending = expired ? PageMask{} : house.host.drop_pending(block.base, asked);
+  const PageMask over = asked - pending;
+  if (expired && over.any()) house.host.write_protect(block.base, over - block.cpu_protected, false);
+  block.dropping = block.dropping - over;
+  return pending;
+}
+
 void collapse_to_cpu(House& house, Block& block, const PageMask& pages) {
   const PageMask shared = pages & block.on_cpu & block.cpu_protected;
   if (shared.none()) return;
@@ -208,9 +239,12 @@ void settle(House& house, Block& block) {
       .add(elsewhere.any() ? Count::invalidations : Count::spurious_invalidations);
   house.log.record({.time_ns = house.clock.now_ns(), .base = block.base, .pages = lost.count(),
                     .kind = EventKind::invalidated});
-  take_away(house, block, lost);
-  for (Processor p = 1; p <= house.device_count; ++p) drop_frames(house, block, p, lost);
-  house.host.drop(block.base, lost - block.on_cpu);
+  if (const PageMask here = taken.removed & block.valid & block.on_cpu; here.any()) {
+    house.host.watch_drop(block.base, here);
+    block.dropping |= here;
+    block.dropping_until_ns = house.clock.now_ns() + k_drop_ns;
+  }
+  take_away_for_good(house, block, lost);
   block.set_on_cpu(lost, true);
   block.cpu_protected = block.cpu_protected - lost;
   if (taken.unmapped.any()) {
@@ -259,12 +293,7 @@ void make_valid(House& house, Block& block, const PageMask& pages, Range* range)
 
 void make_invalid(House& house, Block& block, const PageMask& pages) {
   const PageMask lost = pages & block.valid;
-  take_away(house, block, lost);
-  for (Processor p = 1; p <= house.device_count; ++p) {
-    drop_frames(house, block, p, lost);
-    if (DevicePart* part = block.part(p); part != nullptr) part->evicted = part->evicted - lost;
-  }
-  house.host.drop(block.base, lost - block.on_cpu);
+  take_away_for_good(house, block, lost);
   if ((block.cpu_protected & lost).any()) house.host.write_protect(block.base, block.cpu_protected & lost, false);
   block.valid = block.valid - lost;
   block.set_on_cpu(lost, false);
@@ -272,6 +301,7 @@ void make_invalid(House& house, Block& block, const PageMask& pages) {
   block.read_only = block.read_only - lost;
   block.no_access = block.no_access - lost;
   block.held = block.held - lost;
+  block.dropping = block.dropping - lost;
   block.pinned = block.pinned - lost;
   if (block.valid.none()) {
     block.range = nullptr;

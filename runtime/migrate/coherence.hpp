@@ -12,6 +12,14 @@ namespace hmmrt {
 // wrote are no longer `staged`.
 void take_away(House& house, Block& block, const PageMask& pages, Processor keeper = k_no_processor);
 
+// The same for pages whose contents are not wanted any more: device frames, exclusive pages and what the host mirror kept
+// are dropped too. The caller says whose the pages are afterwards.
+void take_away_for_good(House& house, Block& block, const PageMask& pages);
+
+// `pages` less those whose contents the application dropped since: these must not be delivered again. Meaningful while a
+// DeliveryGuard is held.
+PageMask still_wanted(Block& block, const PageMask& pages);
+
 // Removes only translations that allow writing.
 void take_write_away(House& house, Block& block, const PageMask& pages);
 
@@ -28,6 +36,10 @@ void map_frames(House& house, Block& block, Processor p, const PageMask& pages, 
 PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights);
 PageMask map_exclusive(House& house, Block& block, Processor p, const PageMask& pages);
 PageMask map_peer(House& house, Block& block, Processor p, Processor owner, const PageMask& pages, Rights rights);
+
+// Of `pages`, those that the application is dropping and the kernel has not cleared yet: for now they may be neither taken
+// away nor written by anyone. They soon will be cleared; callers treat them as busy.
+PageMask dropping(House& house, Block& block, const PageMask& pages);
 
 // Lets the CPU write pages again whose read-only copies on devices are being dropped here.
 void collapse_to_cpu(House& house, Block& block, const PageMask& pages);

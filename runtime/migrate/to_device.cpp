@@ -12,6 +12,11 @@ void sieve(House& house, Work& w) {
   Block& b = *w.block;
   const PageMask wanted = (w.pages | w.duplicate | w.remote) & b.valid;
   w.forbidden = wanted & (b.no_access | (w.write & b.read_only));
+  const PageMask going = dropping(house, b, wanted);
+  w.refused |= going;
+  w.pages = w.pages - going;
+  w.duplicate = w.duplicate - going;
+  w.remote = w.remote - going;
   w.pages = (w.pages & b.valid) - w.forbidden;
   w.duplicate = (w.duplicate & b.valid) - w.forbidden - w.pages;
   w.remote = (w.remote & b.valid) - w.forbidden - w.pages - w.duplicate;
@@ -22,6 +27,24 @@ void sieve(House& house, Work& w) {
   } else {
     w.pinned = stay;
   }
+}
+
+// Exclusive pages of other devices become the CPU's again; so do our own that lost their translation.
+void revoke_exclusive(House& house, Work& w) {
+  Block& b = *w.block;
+  PageMask revoked;
+  for (Processor p = 1; p <= house.device_count; ++p) {
+    const DevicePart* part = b.part(p);
+    if (part != nullptr) revoked |= p == w.to ? part->exclusive - part->mapped : part->exclusive;
+  }
+  revoked = revoked & (w.pages | w.duplicate | w.remote);
+  if (revoked.none()) return;
+  take_away(house, b, revoked);
+  const PageMask stuck = revoked - b.on_cpu;
+  w.refused |= stuck;
+  w.pages = w.pages - stuck;
+  w.duplicate = w.duplicate - stuck;
+  w.remote = w.remote - stuck;
 }
 
 // Frames for everything that will be copied here. Falls back from the whole wish to the faulted pages, and from those to
@@ -165,6 +188,7 @@ void prepare_to_device(House& house, Work& w, Work& spare) {
     return;
   }
   sieve(house, w);
+  revoke_exclusive(house, w);
   w.pages = w.pages - part->exclusive;  // ours already, in system memory
   w.satisfied |= w.faulted & part->exclusive & part->mapped;
   bring_home_first(house, w, spare);
@@ -232,8 +256,15 @@ void finish_copy_to_device(House& house, Work& w) {
   for (Transfer* t : {&w.move, &w.dup}) {
     if (t->outcome.done.none() || house.host.finish_copy(*t)) continue;
     const PageMask taken = t->outcome.taken();
-    house.host.rollback(*t);
-    if (t == &w.move) b.set_on_cpu(taken, true);
+    {
+      const DeliveryGuard guard(house.gate);
+      PageMask wanted = still_wanted(b, taken);  // settle() takes care of the others
+      if (t == &w.dup) wanted = wanted - b.cpu_protected;  // another device has a copy: the protection stays
+      t->outcome.done = t->outcome.done & wanted;
+      t->outcome.not_populated = t->outcome.not_populated & wanted;
+      if (wanted.any()) house.host.rollback(*t);
+      if (t == &w.move) b.set_on_cpu(wanted, true);
+    }
     w.refused |= taken;
     free_allocated(house, w, taken);
     t->outcome = PageOutcome{};

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "migrate/to_host.hpp"
 
-#include <mutex>
-
 #include "migrate/coherence.hpp"
 
 namespace hmmrt {
@@ -54,14 +52,9 @@ PageMask deliver(House& house, Work& w, Transfer& t) {
   const PageMask before = t.outcome.taken();
   if (before.none()) return {};
   const DeliveryGuard guard(house.gate);
-  Block& b = *w.block;
-  PageMask dropped;
-  {
-    const std::lock_guard state(b.state_lock);
-    dropped = (b.notices.removed | b.notices.unmapped) & before;
-  }
-  t.outcome.done = t.outcome.done - dropped;  // settle() takes care of these
-  t.outcome.not_populated = t.outcome.not_populated - dropped;
+  const PageMask wanted = still_wanted(*w.block, before);  // settle() takes care of the others
+  t.outcome.done = t.outcome.done & wanted;
+  t.outcome.not_populated = t.outcome.not_populated & wanted;
   const PageMask offered = t.outcome.taken();
   if (offered.none()) return {};
   house.host.commit(t);
@@ -76,6 +69,10 @@ void prepare_to_host(House& house, Work& w) {
   Block& b = *w.block;
   w.pages = w.pages & b.valid;
   w.duplicate = (w.duplicate & b.valid) - w.pages;
+  for (Processor p = 1; p <= house.device_count; ++p) {  // an exclusive page has no copy to make: it comes home
+    if (const DevicePart* part = b.part(p); part != nullptr) w.pages |= w.duplicate & part->exclusive;
+  }
+  w.duplicate = w.duplicate - w.pages;
   collapse_to_cpu(house, b, w.pages & b.on_cpu & (w.write | ~w.faulted));
   w.satisfied |= w.pages & b.on_cpu;
   const PageMask home = w.pages - b.on_cpu;

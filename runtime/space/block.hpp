@@ -122,6 +122,8 @@ class Block {
   PageMask cpu_protected;  // write-protected on the CPU because a device holds a read-only copy
   PageMask read_only;      // the application's mapping forbids writing
   PageMask no_access;      // ... forbids everything
+  PageMask dropping;       // the application is dropping these; the kernel may not have cleared them yet
+  std::uint64_t dropping_until_ns = 0;  // ... for no longer than this
   PageMask pinned;         // by hmmrt_pin
   PageMask held;           // residency held by the policy until held_until_ns
   std::uint64_t held_until_ns = 0;

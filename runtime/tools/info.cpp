@@ -119,8 +119,8 @@ std::string cell(std::string text) {
 void print_options_markdown() {
   std::puts("| option | environment | default | takes | what it is for |\n| --- | --- | --- | --- | --- |");
   for (const auto& o : options()) {
-    std::printf("| `%s` | `%s` | %s | %s | %s |\n", o.name, o.environment,
-                *o.default_value != '\0' ? ("`" + std::string(o.default_value) + "`").c_str() : "",
+    const char* tick = *o.default_value != '\0' ? "`" : "";
+    std::printf("| `%s` | `%s` | %s%s%s | %s | %s |\n", o.name, o.environment, tick, o.default_value, tick,
                 cell(o.range).c_str(), cell(o.doc).c_str());
   }
 }

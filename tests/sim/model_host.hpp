@@ -71,7 +71,7 @@ class ModelHost final : public HostMirror {
       for (std::size_t k = 0; k < n; ++k) {
         scheduler_.trace("zap", addr + k * k_page_size);
         Page& p = page(addr + k * k_page_size);
-        p.present = p.wp = p.populated = false;
+        p.present = p.wp = p.populated = p.dropping = false;
         std::fill_n(bytes(addr + k * k_page_size), k_page_size, std::byte{0});
       }
     }
@@ -205,6 +205,19 @@ class ModelHost final : public HostMirror {
   void drop(std::uintptr_t base, const PageMask& pages) override {
     pages.for_each([&](unsigned i) { page(base + i * k_page_size).staged = false; });
   }
+  void watch_drop(std::uintptr_t base, const PageMask& pages) override {
+    pages.for_each([&](unsigned i) {
+      Page& p = page(base + i * k_page_size);
+      if (p.present) p.wp = p.dropping = true;
+    });
+  }
+  PageMask drop_pending(std::uintptr_t base, const PageMask& pages) override {
+    PageMask pending;
+    pages.for_each([&](unsigned i) {
+      if (page(base + i * k_page_size).dropping) pending.set(i);
+    });
+    return pending;
+  }
   PageOutcome map_remote(std::uintptr_t base, const PageMask& pages) override {
     scheduler_.maybe_yield();
     PageOutcome o;
@@ -242,6 +255,7 @@ class ModelHost final : public HostMirror {
     bool populated = false;  // has contents here
     bool wp = false;
     bool staged = false;     // contents kept in staging
+    bool dropping = false;   // the application's drop was announced and has not happened
   };
   std::size_t index(std::uintptr_t addr) const { return (addr - config_.base) >> k_page_shift; }
   // For changing it.

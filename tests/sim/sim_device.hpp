@@ -57,9 +57,16 @@ class SimDevice final : public Device {
     if (scheduler_.random().chance(slow_percent_)) return false;
     return soft_.quiesce(timeout_ns);
   }
-  std::size_t fetch_faults(std::span<DeviceFault> out) override { return soft_.fetch_faults(out); }
+  std::size_t fetch_faults(std::span<DeviceFault> out) override {
+    const std::size_t n = soft_.fetch_faults(out);
+    for (std::size_t i = 0; i < n; ++i) {
+      scheduler_.trace("fault", out[i].addr, static_cast<unsigned>(out[i].access));
+    }
+    return n;
+  }
   void replay(std::uintptr_t base, const PageMask& pages) override {
     scheduler_.maybe_yield();
+    pages.for_each([&](unsigned page) { scheduler_.trace("replay", base + page * k_page_size); });
     soft_.replay(base, pages);
   }
   void replay_all() override { soft_.replay_all(); }

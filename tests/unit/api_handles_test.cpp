@@ -104,6 +104,7 @@ TEST(ApiHandles, wait_unused_returns_after_the_last_user) {
     go = true;
     std::unique_ptr<Thing> taken;
     ASSERT_TRUE(table.take(h, &taken).ok());
+    ASSERT_NE(taken, nullptr);
     taken->wait_unused();
     taken.reset();
     user.join();

@@ -43,7 +43,10 @@ Outcome simulate(unsigned seed, double drop) {
   EXPECT_TRUE(launch(device, q2, {128, 1, 1}, Racy{region.at<std::uint64_t>()}).ok());
   static int host_calls;
   host_calls = 0;
-  EXPECT_TRUE(device.enqueue_host(q1, [](void*) { ++host_calls; }, nullptr).ok());
+  EXPECT_TRUE(device
+                  .enqueue_host(
+                      q1, [](void*) { ++host_calls; }, nullptr)
+                  .ok());
 
   std::mt19937 rng(seed);
   Outcome out{0, {}};
@@ -68,7 +71,8 @@ Outcome simulate(unsigned seed, double drop) {
         EXPECT_TRUE(device.quiesce(0));
         mapped = false;
       } else {
-        map_one(device, region.base(), frames_span(0, 1, frame, f[k].access == Access::read ? Rights::read : Rights::write));
+        map_one(device, region.base(),
+                frames_span(0, 1, frame, f[k].access == Access::read ? Rights::read : Rights::write));
         mapped = true;
       }
       device.replay(region.base(), PageMask::one(0));

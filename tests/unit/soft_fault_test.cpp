@@ -103,8 +103,9 @@ TEST(SoftFault, injected_drops_lose_no_access) {
 Service::OnFault remote(Rig& rig, Region& region) {
   return [&](const DeviceFault& f) {
     if (!region.contains(f.addr)) return false;
-    map_one(rig.device, f.addr, host_span(page_in_block(f.addr), 1,
-                                          region.contents(std::size_t{region.page(f.addr)} * k_page_size), Rights::write));
+    map_one(rig.device, f.addr,
+            host_span(page_in_block(f.addr), 1, region.contents(std::size_t{region.page(f.addr)} * k_page_size),
+                      Rights::write));
     return true;
   };
 }

@@ -28,8 +28,12 @@ TEST(SoftFrames, agree_with_a_model_of_one_bool_a_frame) {
     if (rng() % 100 < 55) {
       Held h;
       switch (rng() % 4) {
-        case 0: h.pages = PageMask::all(); break;
-        case 1: h.pages = PageMask::one(rng() % 512); break;
+        case 0:
+          h.pages = PageMask::all();
+          break;
+        case 1:
+          h.pages = PageMask::one(rng() % 512);
+          break;
         case 2: {
           const unsigned first = rng() % 512;
           h.pages = PageMask::range(first, 1 + rng() % (512 - first));

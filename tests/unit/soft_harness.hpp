@@ -5,12 +5,12 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <hmmrt/kernel.hpp>
 #include <sys/mman.h>
 
 #include <atomic>
 #include <cstring>
 #include <functional>
+#include <hmmrt/kernel.hpp>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -85,7 +85,11 @@ class Service {
   using OnFault = std::function<bool(const DeviceFault&)>;  // true: served, not yet replayed
 
   Service(SoftDevice& device, Doorbell& bell, Region& region, OnFault on_fault = {})
-      : device_(device), bell_(bell), region_(region), on_fault_(std::move(on_fault)), frames_(region.pages(), k_no_frame),
+      : device_(device),
+        bell_(bell),
+        region_(region),
+        on_fault_(std::move(on_fault)),
+        frames_(region.pages(), k_no_frame),
         writable_(region.pages(), false) {
     thread_ = std::thread([this] { run(); });
   }

@@ -27,9 +27,7 @@ TEST(SoftKernel, every_item_of_the_grid_runs_once) {
 
 struct Place {
   gptr<std::uint64_t> out;
-  void operator()(const item& i) const {
-    out[static_cast<std::ptrdiff_t>(i.linear())] = i.x | i.y << 20 | i.z << 40;
-  }
+  void operator()(const item& i) const { out[static_cast<std::ptrdiff_t>(i.linear())] = i.x | i.y << 20 | i.z << 40; }
 };
 
 TEST(SoftKernel, items_know_their_place_in_three_dimensions) {
@@ -246,8 +244,10 @@ TEST(SoftKernel, atomics_lose_nothing) {
     *region.contents<std::uint32_t>(16) = 0xffff;
     Service service(rig.device, rig.bell, region);
     constexpr std::uint32_t n = 20'000;
-    EXPECT_EQ(rig.run({n, 1, 1}, Atomics{region.at<std::uint32_t>(), region.at<std::int64_t>(4096),
-                                         region.at<double>(8192), s}).result, HMMRT_SUCCESS);
+    EXPECT_EQ(rig.run({n, 1, 1},
+                      Atomics{region.at<std::uint32_t>(), region.at<std::int64_t>(4096), region.at<double>(8192), s})
+                  .result,
+              HMMRT_SUCCESS);
     service.bring_home();
     const auto* u = region.contents<std::uint32_t>();
     EXPECT_EQ(u[0], n);

@@ -37,7 +37,8 @@ class SoftPageTable : public testing::Test {
   void SetUp() override { ASSERT_TRUE(rig.device.allocate_frames(PageMask::all(), frames)); }
   void map_all(Rights rights) { map_one(rig.device, region.base(), frames_span(0, 512, frames[0], rights)); }
   void map_in_pieces() {
-    for (unsigned i = 0; i < 512; ++i) map_one(rig.device, region.base(), frames_span(i, 1, frames[511 - i], Rights::write));
+    for (unsigned i = 0; i < 512; ++i)
+      map_one(rig.device, region.base(), frames_span(i, 1, frames[511 - i], Rights::write));
   }
   Rig rig;
   Region region{1};
@@ -100,7 +101,8 @@ TEST_F(SoftPageTable, a_translation_filled_for_reading_does_not_serve_a_write) {
   map_all(Rights::read);
   Service service(rig.device, rig.bell, region, [&](const DeviceFault& f) {
     EXPECT_EQ(f.access, Access::write);
-    map_one(rig.device, region.base(), frames_span(page_in_block(f.addr), 1, frames[page_in_block(f.addr)], Rights::write));
+    map_one(rig.device, region.base(),
+            frames_span(page_in_block(f.addr), 1, frames[page_in_block(f.addr)], Rights::write));
     return true;
   });
   struct ReadThenWrite {

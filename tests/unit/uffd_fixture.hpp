@@ -241,20 +241,21 @@ class World {
         e = queue_.back();
         queue_.pop_back();
       }
-      serve(e);
+      if (serve(e)) continue;
+      const std::lock_guard lock(mutex_);  // busy: the thread still waits, and nobody raises its fault again
+      queue_.insert(queue_.begin(), e);
     }
   }
-  void serve(const HostEvent& e) {
+  // False: busy.
+  bool serve(const HostEvent& e) {
     const std::lock_guard claim(claim_);
     const auto block = static_cast<unsigned>((e.addr - base()) >> k_block_shift);
     const PageMask page = PageMask::one(page_in_block(e.addr));
     if (e.write_protected) {
-      mirror->write_protect(block_floor(e.addr), page, false);
-    } else if (block < blocks_ && away_[block].intersects(page)) {
-      deliver(page, false, {}, block);
-    } else {
-      mirror->populate(block_floor(e.addr), page);
+      return mirror->write_protect(block_floor(e.addr), page, false).busy.none();
     }
+    if (block < blocks_ && away_[block].intersects(page)) return deliver(page, false, {}, block).busy.none();
+    return mirror->populate(block_floor(e.addr), page).busy.none();
   }
 
   unsigned blocks_;

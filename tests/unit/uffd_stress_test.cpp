@@ -74,15 +74,20 @@ class Service {
       }
       const auto block = static_cast<unsigned>((e.addr - world_.base()) >> k_block_shift);
       const PageMask page = PageMask::one(page_in_block(e.addr));
+      bool busy = false;  // then the thread still waits, and nobody else will raise its fault again
       if (e.write_protected) {
         const std::lock_guard claim(claims_[block]);
-        dup_[block] = dup_[block] - page;
-        world_.mirror->write_protect(world_.base(block), page, false);
-        continue;
+        busy = world_.mirror->write_protect(world_.base(block), page, false).busy.any();
+        if (!busy) dup_[block] = dup_[block] - page;
+      } else {
+        pull(block, page);
+        const std::lock_guard claim(claims_[block]);
+        busy = away_[block].intersects(page) || world_.mirror->populate(world_.base(block), page).busy.any();
       }
-      pull(block, page);
-      const std::lock_guard claim(claims_[block]);
-      if (!away_[block].intersects(page)) world_.mirror->populate(world_.base(block), page);
+      if (busy) {
+        const std::lock_guard lock(queue_mutex_);
+        queue_.insert(queue_.begin(), e);
+      }
     }
   }
 

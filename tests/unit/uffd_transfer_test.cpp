@@ -236,6 +236,17 @@ TEST_P(UffdTransfer, populate_gives_zeros_and_leaves_present_pages) {
   EXPECT_EQ(w.fault_count(), 0u);
 }
 
+TEST_P(UffdTransfer, a_watched_drop_is_pending_until_the_kernel_has_cleared_the_page) {
+  World w(GetParam(), 1);
+  w.fill(1);
+  const PageMask pages = PageMask::range(0, 4);
+  w.claimed()->watch_drop(w.base(), pages);
+  EXPECT_EQ(w.claimed()->drop_pending(w.base(), pages), pages);
+  ASSERT_EQ(madvise(w.page(0), 2 * k_page_size, MADV_DONTNEED), 0);
+  EXPECT_TRUE(all_bytes(w.page(0), 0));  // touched again: not the old page
+  EXPECT_EQ(w.claimed()->drop_pending(w.base(), pages), PageMask::range(2, 2));
+}
+
 TEST_P(UffdTransfer, map_remote_tells_present_from_absent) {
   World w(GetParam(), 1);
   w.fill(1);

@@ -132,7 +132,7 @@ void Unit::fill(std::uintptr_t addr, Pte entry, Access access) {
 void* Unit::enter(std::uintptr_t addr, Access access) {
   end_section();  // the inline code's, which missed
   refuse_nesting(addr);
-  if (shared_.config.deterministic) yield_wave();
+  if (turn_is_over()) yield_wave();
   for (;;) {
     check_cancelled();
     begin_section();
@@ -293,7 +293,7 @@ void Unit::collect_faults(std::span<detail::span_operand> operands, std::size_t 
 std::size_t Unit::open_spans(std::span<detail::span_operand> operands, std::size_t elements) {
   refuse_nesting(operands[0].addr);
   elements = std::min(elements, std::size_t{1} << 40);  // whatever a kernel asks for, byte counts do not overflow
-  if (shared_.config.deterministic) yield_wave();
+  if (turn_is_over()) yield_wave();
   for (;;) {
     check_cancelled();
     begin_section();
@@ -352,8 +352,8 @@ void hmmrt_detail_copy_out(hmmrt::detail::unit* unit, const void* local, std::ui
   }
 }
 
-std::size_t hmmrt_detail_open_spans(hmmrt::detail::unit* unit, hmmrt::detail::span_operand* operands,
-                                    std::size_t count, std::size_t elements) {
+std::size_t hmmrt_detail_open_spans(hmmrt::detail::unit* unit, hmmrt::detail::span_operand* operands, std::size_t count,
+                                    std::size_t elements) {
   return hmmrt::as_unit(unit).open_spans({operands, count}, elements);
 }
 

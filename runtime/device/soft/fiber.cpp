@@ -77,21 +77,21 @@ void Fiber::start(std::byte* stack_top, Body body, void* argument) {
 #if defined(__SANITIZE_THREAD__)
   sanitizer_fiber_ = __tsan_create_fiber(0);
 #endif
-  fiber_ = boost::context::fiber(
-      std::allocator_arg, AreaStack{stack_top}, [this, body, argument](boost::context::fiber&& caller) {
-        caller_ = std::move(caller);
+  fiber_ = boost::context::fiber(std::allocator_arg, AreaStack{stack_top},
+                                 [this, body, argument](boost::context::fiber&& caller) {
+                                   caller_ = std::move(caller);
 #if defined(__SANITIZE_ADDRESS__)
-        __sanitizer_finish_switch_fiber(nullptr, &caller_stack_, &caller_stack_bytes_);
+                                   __sanitizer_finish_switch_fiber(nullptr, &caller_stack_, &caller_stack_bytes_);
 #endif
-        body(argument);
+                                   body(argument);
 #if defined(__SANITIZE_ADDRESS__)
-        __sanitizer_start_switch_fiber(nullptr, caller_stack_, caller_stack_bytes_);
+                                   __sanitizer_start_switch_fiber(nullptr, caller_stack_, caller_stack_bytes_);
 #endif
 #if defined(__SANITIZE_THREAD__)
-        __tsan_switch_to_fiber(sanitizer_caller_, 0);
+                                   __tsan_switch_to_fiber(sanitizer_caller_, 0);
 #endif
-        return std::move(caller_);
-      });
+                                   return std::move(caller_);
+                                 });
 }
 
 void Fiber::resume() {

@@ -53,7 +53,7 @@ class Fiber {
   boost::context::fiber caller_;
   ExceptionState exceptions_;
   std::byte* stack_top_ = nullptr;
-  void* sanitizer_fiber_ = nullptr;       // ThreadSanitizer's handle, or AddressSanitizer's fake stack
+  void* sanitizer_fiber_ = nullptr;  // ThreadSanitizer's handle, or AddressSanitizer's fake stack
   void* sanitizer_caller_ = nullptr;
   const void* caller_stack_ = nullptr;
   std::size_t caller_stack_bytes_ = 0;

@@ -176,7 +176,8 @@ void LaunchBoard::finish(LaunchState* launch) {
     if (launch->error.result != HMMRT_SUCCESS && queue.error.result == HMMRT_SUCCESS) {
       queue.error = launch->error;
       queue.text = launch->text;
-      if (queue.error.kernel[0] == '\0') std::memcpy(queue.error.kernel, launch->name.data(), sizeof queue.error.kernel);
+      if (queue.error.kernel[0] == '\0')
+        std::memcpy(queue.error.kernel, launch->name.data(), sizeof queue.error.kernel);
     }
     unused_.push_back(launch);
     pop(queue);
@@ -248,6 +249,11 @@ bool LaunchBoard::idle(Queue queue) {
 bool LaunchBoard::all_idle() {
   const std::lock_guard lock(mutex_);
   return std::all_of(queues_.begin(), queues_.end(), [](const auto& q) { return q == nullptr || q->commands.empty(); });
+}
+
+bool LaunchBoard::running() {
+  const std::lock_guard lock(mutex_);
+  return !running_.empty();
 }
 
 void LaunchBoard::abandon(std::vector<LaunchState*>* running) {

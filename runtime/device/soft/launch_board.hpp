@@ -37,8 +37,8 @@ struct LaunchState {
   std::uint64_t next = 0;              // first wave not claimed; the board's mutex
   std::atomic<std::uint64_t> done{0};  // waves completed or skipped
   std::atomic<bool> cancelled{false};
-  LaunchError error;                   // the board's mutex until finished
-  std::array<char, 160> text{};        // detail, when the error is not an access
+  LaunchError error;             // the board's mutex until finished
+  std::array<char, 160> text{};  // detail, when the error is not an access
   alignas(64) std::array<std::byte, k_functor_bytes> functor;
 };
 
@@ -73,6 +73,7 @@ class LaunchBoard {
   // Drops commands not started and fails running launches; for destruction. Appends the launches as begin_cancel().
   void abandon(std::vector<LaunchState*>* running);
   bool all_idle();
+  bool running();  // a launch is
 
   // --- for units ------------------------------------------------------------------------------------------------
   bool claim(WaveClaim* out, std::uint64_t at_most);

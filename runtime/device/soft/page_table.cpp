@@ -13,7 +13,7 @@ namespace hmmrt {
 namespace {
 constexpr std::size_t k_slab_bytes = std::size_t{1} << 20;
 constexpr std::uintptr_t k_blocks = std::uintptr_t{1} << 26;  // of a 47-bit user address space
-}
+}  // namespace
 
 bool PageTableLeaf::mark_dirty(unsigned first, unsigned count) {
   bool fresh = false;

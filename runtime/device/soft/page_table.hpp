@@ -28,8 +28,8 @@ namespace hmmrt {
 using Pte = std::uint64_t;
 constexpr Pte k_pte_read = 1;
 constexpr Pte k_pte_write = 2;
-constexpr Pte k_pte_remote = 4;  // not this device's memory
-constexpr Pte k_pte_host = 8;    // system memory
+constexpr Pte k_pte_remote = 4;                // not this device's memory
+constexpr Pte k_pte_host = 8;                  // system memory
 constexpr unsigned k_pte_processor_shift = 4;  // bits 4..7: where it is resident
 constexpr Pte k_pte_address = ~Pte{0xfff};
 

@@ -16,6 +16,7 @@
 #include "device/soft/link_model.hpp"
 #include "device/soft/page_table.hpp"
 #include "device/soft/quiesce.hpp"
+#include "device/soft/thread_setup.hpp"
 #include "device/soft/unit.hpp"
 
 namespace hmmrt {
@@ -28,7 +29,8 @@ SoftDeviceConfig checked(SoftDeviceConfig c) {
 }
 
 constexpr std::uint32_t k_max_units = 64;
-constexpr unsigned k_polls = 50;  // of quiesce(), before membarrier
+constexpr std::uint64_t k_turn_ns = 4'000'000;  // how long a wave that never misses keeps others waiting
+constexpr unsigned k_polls = 50;                // of quiesce(), before membarrier
 
 // Tickets with the link model on: when the copy ends << 1, and whether it failed. With it off: 0, or failed at once.
 constexpr CopyTicket k_failed = 1;
@@ -55,7 +57,10 @@ struct SoftDeviceParts {
   LaunchBoard board;
   UnitShared shared;
   std::vector<std::unique_ptr<Unit>> units;
+  std::atomic<bool> stopping{false};
+  std::thread ticker;
 
+  void tick();
   void wake_units() {
     for (auto& u : units) u->wake();
   }
@@ -80,8 +85,8 @@ SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, cons
       counts(256, bell),
       schedule(c.seed ^ 0x5eed),
       board(
-          c.wave_size, unit_count(c), !c.deterministic,
-          [](void* p) { static_cast<SoftDeviceParts*>(p)->wake_units(); }, this),
+          c.wave_size, unit_count(c), !c.deterministic, [](void* p) { static_cast<SoftDeviceParts*>(p)->wake_units(); },
+          this),
       shared{c, clock_, pages, faults, counts, board, fault_dropped} {
   shared.fast_path = !c.deterministic && c.use_membarrier && membarrier_available();
   shared.cancel_context = this;
@@ -89,6 +94,25 @@ SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, cons
     return static_cast<SoftDeviceParts*>(p)->cancel(launch, error, text);
   };
   for (std::uint32_t i = 0; i < unit_count(c); ++i) units.push_back(std::make_unique<Unit>(shared));
+}
+
+// Interrupts the units' waves every so often, see unit.hpp. Rests while no launch runs.
+void SoftDeviceParts::tick() {
+  prepare_thread("hmmrt-ticker");
+  while (!stopping.load(std::memory_order_acquire)) {
+    const std::uint32_t seen = shared.ticker.load(std::memory_order_acquire);
+    const bool running = board.running();
+    // A launch that starts now and finds this still false is seen by the next round.
+    if (!running) shared.ticker_rests.store(true);
+    if (running || board.running()) {
+      for (auto& unit : units) {
+        if (!unit->asleep()) unit->flush_requested.fetch_add(1, std::memory_order_release);
+      }
+      park(shared.ticker, seen, k_turn_ns);
+    } else if (!stopping.load(std::memory_order_acquire)) {
+      park(shared.ticker, seen);
+    }
+  }
 }
 
 bool SoftDeviceParts::cancel(std::uint32_t launch, const LaunchError& error, const char* text) {
@@ -111,6 +135,7 @@ SoftDevice::SoftDevice(const SoftDeviceConfig& config, Doorbell& faults, const C
   fill_info();
   if (!config_.deterministic) {
     for (auto& unit : parts_->units) unit->start_thread();
+    parts_->ticker = std::thread([p = parts_.get()] { p->tick(); });
   }
   if (config_.peers != nullptr) config_.peers->set(config_.processor, this);
 }
@@ -127,6 +152,10 @@ SoftDevice::~SoftDevice() {
       std::this_thread::yield();
     }
   }
+  parts_->stopping.store(true, std::memory_order_release);
+  parts_->shared.ticker.fetch_add(1, std::memory_order_release);
+  unpark(parts_->shared.ticker);
+  if (parts_->ticker.joinable()) parts_->ticker.join();
   for (auto& unit : parts_->units) unit->stop();
 }
 

@@ -13,7 +13,8 @@
 //   link_model.*    time an interconnect would take
 //   soft_device.cpp the Device interface over these
 //
-// Threads: one per compute unit, one per queue that ever ran a host function; none in deterministic mode, where step()
+// Threads: one per compute unit, one that ends the turns of waves that never miss, one per queue that ever ran a host
+// function; none in deterministic mode, where step()
 // is the only thing that runs kernels and must always be called from one thread.
 // Locks, never nested in one another except as listed: launch board; one per stall table; frame allocator; page-table
 // arena. None is held across an access to memory a kernel or the host mapped.
@@ -49,12 +50,12 @@ class SoftPeers {
 // once but complete later, on one timeline per copy direction and one for the page table; waiting sleeps.
 struct SoftLink {
   bool enabled = false;
-  double to_device_bytes_per_ns = 25;   // 25 GB/s
-  double to_host_bytes_per_ns = 25;     // device to host, and peer to device
-  std::uint64_t latency_ns = 1000;      // per copy_async()
-  std::uint64_t map_ns = 2000;          // per map() or unmap()
-  std::uint64_t remote_access_ns = 800; // per scalar access, or span chunk, through a remote mapping
-  std::uint64_t fault_ns = 10'000;      // least time from a fault to the replayed access
+  double to_device_bytes_per_ns = 25;    // 25 GB/s
+  double to_host_bytes_per_ns = 25;      // device to host, and peer to device
+  std::uint64_t latency_ns = 1000;       // per copy_async()
+  std::uint64_t map_ns = 2000;           // per map() or unmap()
+  std::uint64_t remote_access_ns = 800;  // per scalar access, or span chunk, through a remote mapping
+  std::uint64_t fault_ns = 10'000;       // least time from a fault to the replayed access
 };
 
 // When to fail on purpose: every n-th time (0: never), and with a probability.
@@ -64,10 +65,10 @@ struct SoftChance {
 };
 
 struct SoftInjection {
-  SoftChance allocation_fails;    // allocate_frames() says full
-  SoftChance copy_fails;          // wait_copy() says false; the destination was not written
-  SoftChance quiesce_slow;        // quiesce() takes slow_quiesce_ns longer
-  SoftChance fault_dropped;       // a fault is lost as if the buffer had been full
+  SoftChance allocation_fails;  // allocate_frames() says full
+  SoftChance copy_fails;        // wait_copy() says false; the destination was not written
+  SoftChance quiesce_slow;      // quiesce() takes slow_quiesce_ns longer
+  SoftChance fault_dropped;     // a fault is lost as if the buffer had been full
   std::uint64_t slow_quiesce_ns = 100'000;
 };
 
@@ -78,9 +79,9 @@ struct SoftDeviceConfig {
   std::uint32_t compute_units = 0;                        // threads; 0: cores, at least 2, at most 4. At most 64
   std::uint32_t waves_per_unit = 128;                     // resident, so as many faults can be outstanding per unit
   std::uint32_t wave_size = 64;
-  std::uint32_t fault_buffer_entries = 1024;              // rounded up to a power of two
-  std::uint32_t tlb_entries = 256;                        // per unit; rounded up to a power of two
-  bool populate = false;                                  // touch all device memory at once, for measurements
+  std::uint32_t fault_buffer_entries = 1024;  // rounded up to a power of two
+  std::uint32_t tlb_entries = 256;            // per unit; rounded up to a power of two
+  bool populate = false;                      // touch all device memory at once, for measurements
   bool system_atomics = true;
   bool remote_mapping = true;
   bool access_counters = true;
@@ -144,9 +145,9 @@ class SoftDevice final : public Device {
   // Deterministic mode: takes the `choice`-th (modulo how many there are) possible next action: run a wave up to its
   // next access, start one, or run a host function. False when nothing can run: all is done, or all waves are stalled.
   bool step(std::uint64_t choice);
-  std::uint64_t metadata_bytes() const;    // page-table memory
-  std::uint64_t remote_accesses() const;   // 64-byte transactions through remote mappings
-  std::uint64_t stalled_waves() const;     // waiting for a replay now
+  std::uint64_t metadata_bytes() const;   // page-table memory
+  std::uint64_t remote_accesses() const;  // 64-byte transactions through remote mappings
+  std::uint64_t stalled_waves() const;    // waiting for a replay now
   std::uint64_t injected_failures() const;
 
  private:

@@ -20,8 +20,8 @@ namespace hmmrt {
 class Unit;
 struct LaunchState;
 
-constexpr unsigned k_stall_blocks = 8;  // blocks one wave can wait for at once
-constexpr unsigned k_stall_faults = 64; // faults one wave raises at once
+constexpr unsigned k_stall_blocks = 8;   // blocks one wave can wait for at once
+constexpr unsigned k_stall_faults = 64;  // faults one wave raises at once
 
 struct Wave;
 
@@ -44,10 +44,10 @@ struct Wave {
   Wave* next = nullptr;  // in the unit's free or ready list
   std::uint32_t index = 0;
   LaunchState* launch = nullptr;
-  std::uint64_t number = 0;  // of the launch's waves
-  bool finished = false;     // this wave number ran to its end
-  bool stop = false;         // the body is to return
-  bool stalled = false;      // in the table; the table's mutex
+  std::uint64_t number = 0;         // of the launch's waves
+  bool finished = false;            // this wave number ran to its end
+  bool stop = false;                // the body is to return
+  bool stalled = false;             // in the table; the table's mutex
   std::uint64_t not_before_ns = 0;  // link model: earliest time of the replayed access
   unsigned fault_count = 0;
   unsigned node_count = 0;

@@ -21,7 +21,8 @@ __thread hmmrt::detail::unit* hmmrt_detail_unit __attribute__((tls_model("initia
 namespace hmmrt {
 
 Unit::Unit(UnitShared& shared)
-    : shared_(shared), entries_(std::bit_ceil(std::max(shared.config.tlb_entries, 1u))),
+    : shared_(shared),
+      entries_(std::bit_ceil(std::max(shared.config.tlb_entries, 1u))),
       stacks_(shared.config.waves_per_unit) {
   abi = detail::k_abi;
   busy.store(0, std::memory_order_relaxed);
@@ -34,6 +35,7 @@ Unit::Unit(UnitShared& shared)
   waves_.reserve(shared.config.waves_per_unit);
   delayed_.reserve(shared.config.waves_per_unit);
   yielded_.reserve(shared.config.waves_per_unit);
+  turn_.reserve(shared.config.waves_per_unit);
   for (std::uint32_t i = 0; i < shared.config.waves_per_unit; ++i) {
     waves_.push_back(std::make_unique<Wave>());
     Wave& wave = *waves_.back();
@@ -84,6 +86,7 @@ void Unit::run() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     bool progress = run_ready();
     progress |= start_new(~std::uint32_t{0});
+    progress |= run_yielded();
     if (progress) continue;
     if (stopping_.load(std::memory_order_acquire)) return;
     std::uint64_t timeout = 0;
@@ -113,6 +116,7 @@ bool Unit::run_ready() {
   if (!stalls_.has_ready()) return progress;
   for (Wave* wave = stalls_.take_ready(); wave != nullptr;) {
     Wave* next = wave->next;
+    backlog_ = next != nullptr;
     if (wave->not_before_ns != 0 && wave->not_before_ns > shared_.clock.now_ns()) {
       delayed_.push_back(wave);
     } else {
@@ -126,8 +130,13 @@ bool Unit::run_ready() {
 // Starts up to `at_most` new waves, until there are none, no slot is free, or replayed waves want to go on.
 bool Unit::start_new(std::uint32_t at_most) {
   bool progress = false;
+  backlog_ = false;
   for (; free_ != nullptr && at_most != 0; --at_most) {
     if (claim_.count == 0 && !shared_.board.claim(&claim_, std::min({free_count_, at_most, 8u}))) break;
+    if (shared_.ticker_rests.load(std::memory_order_relaxed) && shared_.ticker_rests.exchange(false)) {
+      shared_.ticker.fetch_add(1, std::memory_order_release);
+      unpark(shared_.ticker);
+    }
     LaunchState* launch = claim_.launch;
     const std::uint64_t number = claim_.first++;
     --claim_.count;
@@ -146,6 +155,17 @@ bool Unit::start_new(std::uint32_t at_most) {
     resume(wave);
     if (stalls_.has_ready()) break;
   }
+  return progress;
+}
+
+bool Unit::run_yielded() {
+  turn_.swap(yielded_);
+  for (std::size_t i = 0; i < turn_.size(); ++i) {
+    backlog_ = i + 1 < turn_.size();
+    resume(*turn_[i]);
+  }
+  const bool progress = !turn_.empty();
+  turn_.clear();
   return progress;
 }
 
@@ -214,7 +234,15 @@ void Unit::run_one(std::size_t choice) {
   start_new(1);
 }
 
-// Deterministic mode: every access is a point where another wave, or the host, may go first.
+// Whether the running wave is to let others go first: in deterministic mode at every access, else when the ticker or a
+// quiesce() interrupts it and something else could run.
+bool Unit::turn_is_over() const {
+  if (shared_.config.deterministic) return true;
+  if (flush_requested.load(std::memory_order_relaxed) == flush_seen.load(std::memory_order_relaxed)) return false;
+  return backlog_ || stalls_.has_ready() || !yielded_.empty() ||
+         (free_ != nullptr && (claim_.count != 0 || shared_.board.has_work()));
+}
+
 void Unit::yield_wave() {
   Wave& wave = *current_;
   yielded_.push_back(&wave);

@@ -2,8 +2,10 @@
 // A compute unit: a thread that runs waves as fibers, with a TLB of its own. When a wave misses it is entered in the
 // stall table and the unit runs another; with nothing to run it sleeps.
 //
-// Scheduling: replayed waves first, oldest first; then new waves as long as a resident slot is free. Waves never move
-// between units, nor a unit between threads.
+// Scheduling: replayed waves first, oldest first; then new waves as long as a resident slot is free; then waves that gave
+// up their turn. Waves never move between units, nor a unit between threads. A wave that never misses is made to give up
+// its turn by the device's ticker: it asks awake units for a TLB flush every few milliseconds, which leads the wave's
+// next access the slow way, where it lets others run if there are any. So waves may spin for one another.
 // The head of the object is the ABI struct that kernel_soft.hpp's inline code works on. Its fields and the waves belong
 // to the unit's thread; others use only wake(), the stall table, and flush_requested/flush_seen/busy (quiesce.hpp).
 #pragma once
@@ -39,7 +41,9 @@ struct UnitShared {
   LaunchBoard& board;
   Injector& drop_fault;
   std::atomic<std::uint64_t> tick{1};  // coarse time of use, for recency
-  bool fast_path = true;               // inline hits allowed: membarrier works, and not deterministic
+  Word ticker{0};                      // rises when a unit starts waves while the ticker rests
+  std::atomic<bool> ticker_rests{false};
+  bool fast_path = true;  // inline hits allowed: membarrier works, and not deterministic
   bool (*cancel)(void*, std::uint32_t, const LaunchError&, const char*) = nullptr;
   void* cancel_context = nullptr;
 };
@@ -63,7 +67,7 @@ class Unit : public detail::unit {
   std::uint64_t remote_accesses() const { return remote_accesses_.load(std::memory_order_relaxed); }
 
   // --- deterministic mode: what can run, and running it ---------------------------------------------------------
-  std::size_t runnable();             // ready waves, plus one if a new wave could start
+  std::size_t runnable();  // ready waves, plus one if a new wave could start
   void run_one(std::size_t choice);
 
   // --- access.cpp: the slow way of an access, on the unit's thread inside a wave -----------------------------------
@@ -81,11 +85,12 @@ class Unit : public detail::unit {
   void run();
   bool run_ready();
   bool start_new(std::uint32_t at_most);
+  bool run_yielded();
   void resume(Wave& wave);
   void run_wave(Wave& wave);
   static void wave_body(void* wave);
   void yield_wave();
-  std::uint64_t delay_or_run(Wave* wave);
+  bool turn_is_over() const;
 
   // access.cpp
   void begin_section();
@@ -125,7 +130,9 @@ class Unit : public detail::unit {
   Wave* current_ = nullptr;
   WaveClaim claim_;
   std::vector<Wave*> delayed_;  // replayed, but not before a time
-  std::vector<Wave*> yielded_;  // deterministic mode: ready to go on
+  std::vector<Wave*> yielded_;  // gave up their turn, ready to go on
+  std::vector<Wave*> turn_;     // scratch of run_yielded()
+  bool backlog_ = false;        // the list being resumed has more
   StallTable stalls_;
   std::atomic<bool> stopping_{false};
   Word wake_{k_awake};

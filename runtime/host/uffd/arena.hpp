@@ -12,6 +12,7 @@
 //   large       subset of staged: probably part of a huge page (moving it alone would split 512 pages: about 0.5 ms)
 //   protected_  uffd write protection is set on the CPU's page
 //   copied_out  withdrawn by copy: its contents are in frames only
+//   unwatched   the application drops it, and it could not be marked yet (watch_drop)
 // Thread: a BlockState under its block's claim; RangeTable any (short internal lock, no system call inside).
 #pragma once
 
@@ -36,6 +37,7 @@ struct alignas(64) BlockState {
   PageMask large;
   PageMask protected_;
   PageMask copied_out;
+  PageMask unwatched;
   bool large_verified = false;  // `large` was compared with the kernel since the block was last moved out whole
 };
 

@@ -39,6 +39,7 @@ constexpr unsigned long k_pagemap_scan = _IOWR('f', 16, PmScanArg);
 constexpr std::uint64_t k_page_is_huge = 1u << 6;
 
 constexpr std::uint64_t k_pagemap_present = std::uint64_t{1} << 63;
+constexpr std::uint64_t k_pagemap_write_protected = std::uint64_t{1} << 57;
 constexpr std::uint64_t k_pagemap_exclusive = std::uint64_t{1} << 56;
 constexpr std::uint64_t k_pagemap_swapped = std::uint64_t{1} << 62;
 
@@ -133,6 +134,23 @@ bool ProcMaps::next(std::uintptr_t addr, Area* out) const noexcept {
   return parse(addr, out);
 }
 
+namespace {
+
+// The pages of the block at `base` whose pagemap entry has any of `bits`.
+bool read_pagemap(int pagemap, std::uintptr_t base, std::uint64_t bits, PageMask* out) {
+  std::array<std::uint64_t, k_block_pages> entries;
+  const auto at = static_cast<off_t>((base >> k_page_shift) * sizeof(std::uint64_t));
+  if (pread(pagemap, entries.data(), sizeof entries, at) != static_cast<ssize_t>(sizeof entries)) return false;
+  for (unsigned w = 0; w < PageMask::k_words; ++w) {
+    std::uint64_t word = 0;
+    for (unsigned i = 0; i < 64; ++i) word |= static_cast<std::uint64_t>((entries[w * 64 + i] & bits) != 0) << i;
+    out->set_word(w, word);
+  }
+  return true;
+}
+
+}  // namespace
+
 PageMask ProcMaps::populated(std::uintptr_t base) const noexcept {
   // The common answer in a tenth of the time. (Not resident may still be swapped out.)
   std::array<unsigned char, k_block_pages> resident;
@@ -141,21 +159,13 @@ PageMask ProcMaps::populated(std::uintptr_t base) const noexcept {
       std::all_of(resident.begin(), resident.end(), [](unsigned char r) { return (r & 1) != 0; })) {
     return PageMask::all();
   }
-  std::array<std::uint64_t, k_block_pages> entries;
-  const auto at = static_cast<off_t>((base >> k_page_shift) * sizeof(std::uint64_t));
-  if (pread(pagemap_, entries.data(), sizeof entries, at) != static_cast<ssize_t>(sizeof entries)) {
-    return PageMask::all();
-  }
   PageMask mask;
-  for (unsigned w = 0; w < PageMask::k_words; ++w) {
-    std::uint64_t word = 0;
-    for (unsigned i = 0; i < 64; ++i) {
-      const bool here = (entries[w * 64 + i] & (k_pagemap_present | k_pagemap_swapped)) != 0;
-      word |= static_cast<std::uint64_t>(here) << i;
-    }
-    mask.set_word(w, word);
-  }
-  return mask;
+  return read_pagemap(pagemap_, base, k_pagemap_present | k_pagemap_swapped, &mask) ? mask : PageMask::all();
+}
+
+PageMask ProcMaps::write_protected(std::uintptr_t base) const noexcept {
+  PageMask mask;
+  return read_pagemap(pagemap_, base, k_pagemap_write_protected, &mask) ? mask : PageMask{};
 }
 
 bool ProcMaps::shared(std::uintptr_t addr) const noexcept {

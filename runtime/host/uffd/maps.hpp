@@ -38,6 +38,8 @@ class ProcMaps {
   bool containing(std::uintptr_t addr, Area* out) const noexcept { return next(addr, out) && out->begin <= addr; }
   // Pages of the block at `base` that are present or swapped out. On error: all (a guess that costs time only).
   PageMask populated(std::uintptr_t base) const noexcept;
+  // Pages of the block at `base` that are there and carry uffd write protection (reported since Linux 5.14).
+  PageMask write_protected(std::uintptr_t base) const noexcept;
   // The page at `addr` is present and mapped by another process, too (or by this one twice).
   bool shared(std::uintptr_t addr) const noexcept;
   // The block at `base` is mapped by one huge page.

@@ -85,6 +85,32 @@ void UffdMirror::drop(std::uintptr_t base, const PageMask& pages) {
   });
 }
 
+// The mark is write protection: it goes when the kernel clears the page, and a page touched afterwards has none. While
+// the application's call has not gone on, marking fails with EAGAIN: such pages stay `unwatched`, which is pending too.
+void UffdMirror::watch_drop(std::uintptr_t base, const PageMask& pages) {
+  for_each_part(base, pages, [&](Part part) {
+    part.pages.for_each_run([&](unsigned first, unsigned count) {
+      const PageMask run = PageMask::range(first, count);
+      const int error = protect(part.at(first), count * k_page_size, true);
+      part.state.unwatched = error == EAGAIN ? part.state.unwatched | run : part.state.unwatched - run;
+      if (error == 0) part.state.protected_ |= run;
+    });
+  });
+}
+
+PageMask UffdMirror::drop_pending(std::uintptr_t base, const PageMask& pages) {
+  PageMask pending;
+  for_each_part(base, pages, [&](const Part& part) {
+    const PageMask again = part.pages & part.state.unwatched;
+    if (again.any()) watch_drop(base, again);
+    pending |= part.pages & part.state.unwatched;
+  });
+  pending |= pages & maps_.write_protected(base);
+  for_each_part(base, pages - pending,
+                [](const Part& part) { part.state.protected_ = part.state.protected_ - part.pages; });
+  return pending;
+}
+
 PageOutcome UffdMirror::map_remote(std::uintptr_t base, const PageMask& pages) {
   PageOutcome out;
   const PageMask present = maps_.populated(base);

@@ -70,6 +70,8 @@ class UffdMirror final : public HostMirror {
   PageOutcome write_protect(std::uintptr_t base, const PageMask& pages, bool on) override;
   PageOutcome give_back(std::uintptr_t base, const PageMask& pages) override;
   void drop(std::uintptr_t base, const PageMask& pages) override;
+  void watch_drop(std::uintptr_t base, const PageMask& pages) override;
+  PageMask drop_pending(std::uintptr_t base, const PageMask& pages) override;
   PageOutcome map_remote(std::uintptr_t base, const PageMask& pages) override;
   std::byte* remote_address(std::uintptr_t addr) override;
   PageOutcome make_exclusive(std::uintptr_t base, const PageMask& pages) override;

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT
+// The environments that the API suite runs in: host path x number of devices. What this machine does not have is
+// skipped, aloud.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <cstring>
+#include <hmmrt/hmmrt.hpp>
+#include <hmmrt/kernel.hpp>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace api_test {
+
+constexpr std::size_t k_page = 4096;
+constexpr std::size_t k_block = std::size_t{2} << 20;
+
+struct Environment {
+  const char* name;
+  const char* host_path;
+  const char* user_mode;
+  unsigned devices;
+};
+inline void PrintTo(const Environment& e, std::ostream* out) { *out << e.name; }
+
+constexpr Environment k_environments[] = {{"move_1", "move", "off", 1},         {"move_2", "move", "off", 2},
+                                          {"fallback_1", "fallback", "off", 1}, {"fallback_2", "fallback", "off", 2},
+                                          {"user_1", "auto", "on", 1},          {"user_2", "auto", "on", 2}};
+
+inline std::vector<hmmrt::option> options_of(const Environment& e, std::vector<hmmrt::option> more = {}) {
+  std::vector<hmmrt::option> all = {{"host_path", e.host_path},
+                                    {"user_mode_faults", e.user_mode},
+                                    {"devices", std::to_string(e.devices)},
+                                    {"device_memory", "64M"},
+                                    {"arena_bytes", "32M"}};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+class ApiTest : public ::testing::TestWithParam<Environment> {
+ protected:
+  void SetUp() override { open(); }
+  // Makes (or replaces) the context. Skips the test where the environment does not exist.
+  void open(const std::vector<hmmrt::option>& more = {}) {
+    context_.reset();
+    try {
+      context_ = std::make_unique<hmmrt::context>(options_of(GetParam(), more));
+    } catch (const hmmrt::error& e) {
+      if (e.code() != HMMRT_ERROR_NOT_SUPPORTED) throw;
+      GTEST_SKIP() << e.what();
+    }
+  }
+  hmmrt::context& context() { return *context_; }
+  hmmrt_context_t handle() { return context_->get(); }
+  unsigned last_device() const { return GetParam().devices - 1; }
+
+  std::unique_ptr<hmmrt::context> context_;
+};
+
+#define API_SUITE(suite)                                                               \
+  INSTANTIATE_TEST_SUITE_P(each, suite, ::testing::ValuesIn(api_test::k_environments), \
+                           [](const auto& param_info) { return std::string(param_info.param.name); })
+
+// The result, and that the detail text is there and names what it is about.
+inline void expect_error(hmmrt_result_t got, hmmrt_result_t want, const std::string& names, const char* what) {
+  EXPECT_STREQ(hmmrt_result_name(got), hmmrt_result_name(want)) << what << ": " << hmmrt_last_error_detail();
+  const std::string detail = hmmrt_last_error_detail();
+  EXPECT_GT(detail.size(), 10u) << what;
+  EXPECT_NE(detail.find(names), std::string::npos) << what << ": '" << detail << "' does not name '" << names << "'";
+}
+#define EXPECT_API_ERROR(call, want, names) api_test::expect_error((call), (want), (names), #call)
+
+inline std::string hex(const void* p) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%#zx", reinterpret_cast<std::size_t>(p));
+  return text;
+}
+
+// ---- kernels --------------------------------------------------------------------------------------------------------
+
+struct Fill {
+  hmmrt::gptr<std::uint32_t> p;
+  std::uint32_t base;
+  void operator()(const hmmrt::item& i) const {
+    p[static_cast<std::ptrdiff_t>(i.x)] = base + static_cast<std::uint32_t>(i.x);
+  }
+};
+struct AddOne {
+  hmmrt::gptr<std::uint32_t> p;
+  void operator()(const hmmrt::item& i) const { p[static_cast<std::ptrdiff_t>(i.x)] += 1u; }
+};
+struct Count {
+  hmmrt::gptr<std::uint64_t> counter;
+  std::uint32_t times;
+  void operator()(const hmmrt::item&) const {
+    for (std::uint32_t k = 0; k < times; ++k) hmmrt::atomic_fetch_add(counter, 1, hmmrt::scope::system);
+  }
+};
+// Touches every `stride` bytes of [p, p + bytes), with one item per touch.
+struct Touch {
+  hmmrt::gptr<unsigned char> p;
+  std::uint64_t stride;
+  void operator()(const hmmrt::item& i) const { p[static_cast<std::ptrdiff_t>(i.x * stride)] += 1; }
+};
+// Adds to *p until *stop.
+struct Spin {
+  hmmrt::gptr<std::uint64_t> p;
+  hmmrt::gptr<std::uint32_t> stop;
+  void operator()(const hmmrt::item&) const {
+    while (hmmrt::atomic_load(stop, hmmrt::scope::system) == 0) hmmrt::atomic_fetch_add(p, 1, hmmrt::scope::system);
+  }
+};
+
+// Plain memory of the application's own.
+class Mapping {
+ public:
+  explicit Mapping(std::size_t bytes)
+      : bytes_(bytes), p_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {}
+  ~Mapping() { munmap(p_, bytes_); }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  char* get() const { return static_cast<char*>(p_); }
+  std::uint32_t* words() const { return static_cast<std::uint32_t*>(p_); }
+
+ private:
+  std::size_t bytes_;
+  void* p_;
+};
+
+}  // namespace api_test

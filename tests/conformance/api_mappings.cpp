@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT
+// What the application does to managed memory with the system's own calls: munmap, madvise, mremap, mprotect, fork,
+// read(2) and write(2) behave as on ordinary memory, wherever the pages are.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+#include "conformance/api_environment.hpp"
+
+namespace {
+
+using namespace api_test;  // NOLINT(google-build-using-namespace)
+
+class ApiMappings : public ApiTest {};
+API_SUITE(ApiMappings);
+
+TEST_P(ApiMappings, madvise_dontneed_drops_what_a_device_holds) {
+  hmmrt::managed_buffer<std::uint32_t> b(context(), k_block / 4);
+  for (auto& v : b) v = 1;
+  b.prefetch(0);
+  ASSERT_EQ(madvise(b.data(), k_block / 2, MADV_DONTNEED), 0);
+  const hmmrt::stream s(context());
+  s.launch("add", b.size(), AddOne{b.gpu()});
+  s.synchronize();
+  for (std::size_t i = 0; i < b.size(); ++i) ASSERT_EQ(b[i], i < b.size() / 2 ? 1u : 2u) << i;
+}
+
+TEST_P(ApiMappings, munmapped_pages_fail_launches_and_the_rest_stays) {
+  const Mapping m(16 * k_page);
+  for (std::size_t i = 0; i < 16 * 1024; ++i) m.words()[i] = 5;
+  context().register_memory(m.get(), 16 * k_page);
+  context().prefetch(m.get(), 16 * k_page, last_device());
+  ASSERT_EQ(munmap(m.get() + 4 * k_page, 4 * k_page), 0);
+  const hmmrt::stream s(context(), last_device());
+  s.launch("gone", 1024, AddOne{hmmrt::gptr<std::uint32_t>(m.words() + 4 * 1024)});
+  EXPECT_EQ(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ILLEGAL_ADDRESS) << hmmrt_last_error_detail();
+  s.launch("add", 1024, AddOne{hmmrt::gptr<std::uint32_t>(m.words())});
+  s.synchronize();
+  EXPECT_EQ(m.words()[0], 6u);
+  EXPECT_EQ(m.words()[15 * 1024], 5u);
+  EXPECT_EQ(hmmrt_unregister(handle(), m.get()), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  EXPECT_EQ(m.words()[8 * 1024], 5u);
+}
+
+TEST_P(ApiMappings, allocations_that_the_application_unmapped_can_still_be_freed) {
+  auto* p = static_cast<char*>(context().allocate(k_block));
+  std::memset(p, 1, k_block);
+  context().prefetch(p, k_block, 0);
+  ASSERT_EQ(munmap(p, k_block), 0);
+  // Somebody else's memory now; free must not touch it.
+  void* other = mmap(p, k_block, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  ASSERT_EQ(other, p);
+  std::memset(other, 0x77, k_block);
+  EXPECT_EQ(hmmrt_free(handle(), p), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  EXPECT_EQ(static_cast<char*>(other)[k_block - 1], 0x77);
+  EXPECT_NE(context().allocate(k_block), p);
+  munmap(other, k_block);
+}
+
+TEST_P(ApiMappings, mremap_carries_device_resident_contents_along) {
+  Mapping m(8 * k_page);
+  for (std::size_t i = 0; i < 8 * 1024; ++i) m.words()[i] = static_cast<std::uint32_t>(i);
+  context().register_memory(m.get(), 8 * k_page);
+  context().prefetch(m.get(), 8 * k_page, 0);
+  void* target = mmap(nullptr, 8 * k_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* moved = mremap(m.get(), 8 * k_page, 8 * k_page, MREMAP_MAYMOVE | MREMAP_FIXED, target);
+  ASSERT_NE(moved, MAP_FAILED) << std::strerror(errno);
+  const auto* words = static_cast<const std::uint32_t*>(moved);
+  for (std::size_t i = 0; i < 8 * 1024; ++i) ASSERT_EQ(words[i], i);
+  context_.reset();
+  for (std::size_t i = 0; i < 8 * 1024; ++i) ASSERT_EQ(words[i], i);
+  munmap(moved, 8 * k_page);
+}
+
+TEST_P(ApiMappings, protection_is_mirrored_to_devices) {
+  hmmrt::managed_buffer<std::uint32_t> b(context(), 1024);
+  for (auto& v : b) v = 1;
+  const hmmrt::stream s(context());
+  s.launch("add", b.size(), AddOne{b.gpu()});
+  s.synchronize();
+  ASSERT_EQ(mprotect(b.data(), k_page, PROT_READ), 0);
+  s.launch("denied", b.size(), AddOne{b.gpu()});
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ACCESS_DENIED, "denied");
+  EXPECT_EQ(b[5], 2u);
+  ASSERT_EQ(mprotect(b.data(), k_page, PROT_NONE), 0);
+  s.launch("denied", b.size(), AddOne{b.gpu()});
+  EXPECT_EQ(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ACCESS_DENIED) << hmmrt_last_error_detail();
+  ASSERT_EQ(mprotect(b.data(), k_page, PROT_READ | PROT_WRITE), 0);
+  s.launch("add", b.size(), AddOne{b.gpu()});
+  s.synchronize();
+  for (const std::uint32_t v : b) ASSERT_EQ(v, 3u);
+}
+
+TEST_P(ApiMappings, system_calls_reach_device_resident_memory) {
+  if (context().info().kernel_faults == 0)
+    GTEST_SKIP() << "no privilege for kernel-mode faults: " << context().info().host_note;
+  hmmrt::managed_buffer<char> b(context(), 64 * k_page);
+  std::memset(b.data(), 'x', b.bytes());
+  const int file = memfd_create("hmmrt", MFD_CLOEXEC);
+  ASSERT_GE(file, 0);
+  b.prefetch(0);
+  ASSERT_EQ(write(file, b.data(), b.bytes()), static_cast<ssize_t>(b.bytes())) << std::strerror(errno);
+  std::memset(b.data(), 0, b.bytes());
+  b.prefetch(last_device());
+  ASSERT_EQ(pread(file, b.data(), b.bytes(), 0), static_cast<ssize_t>(b.bytes())) << std::strerror(errno);
+  for (const char c : b) ASSERT_EQ(c, 'x');
+  close(file);
+}
+
+TEST_P(ApiMappings, without_privilege_system_calls_fail_cleanly_and_work_after_a_prefetch) {
+  if (context().info().kernel_faults != 0) GTEST_SKIP() << "this environment sees kernel-mode faults";
+  EXPECT_GT(std::strlen(context().info().host_note), 20u);
+  hmmrt::managed_buffer<char> b(context(), 4 * k_page);
+  std::memset(b.data(), 'x', b.bytes());
+  b.prefetch(0);
+  const int file = memfd_create("hmmrt", MFD_CLOEXEC);
+  EXPECT_EQ(write(file, b.data(), b.bytes()), -1);
+  EXPECT_EQ(errno, EFAULT);
+  b.prefetch(HMMRT_CPU);
+  EXPECT_EQ(write(file, b.data(), b.bytes()), static_cast<ssize_t>(b.bytes()));
+  close(file);
+}
+
+TEST_P(ApiMappings, a_forked_child_has_the_data_of_the_moment_and_no_library) {
+  hmmrt::managed_buffer<std::uint32_t> stop(context(), 1024);
+  hmmrt::managed_buffer<std::uint64_t> counter(context(), 512);
+  hmmrt::managed_buffer<std::uint32_t> data(context(), k_block / 4);
+  for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::uint32_t>(i);
+  data.prefetch(0);
+  const hmmrt::stream s(context(), last_device());
+  s.launch("spin", 64, Spin{counter.gpu(), stop.gpu()});  // keeps writing in the parent
+  while (__atomic_load_n(counter.data(), __ATOMIC_RELAXED) == 0) {
+  }
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const std::uint64_t first = counter[0];
+    for (std::size_t i = 0; i < data.size(); ++i) {
+      if (data[i] != i) _exit(1);
+    }
+    if (first == 0 || counter[0] != first) _exit(2);  // it stands still here
+    data[0] = 12345;                                  // the child's own copy
+    void* p = nullptr;
+    if (hmmrt_alloc(handle(), 1, &p) != HMMRT_ERROR_FORKED || *hmmrt_last_error_detail() == '\0') _exit(3);
+    if (hmmrt_context_destroy(handle()) != HMMRT_ERROR_FORKED) _exit(4);
+    hmmrt_context_t fresh = nullptr;
+    if (hmmrt_context_create(nullptr, &fresh) != HMMRT_ERROR_FORKED) _exit(5);
+    exit(0);  // static destructors run
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "child status " << status;
+  const std::uint64_t seen = counter[0];
+  while (__atomic_load_n(counter.data(), __ATOMIC_RELAXED) == seen) {  // the kernel goes on
+  }
+  __atomic_store_n(stop.data(), 1u, __ATOMIC_RELEASE);
+  s.synchronize();
+  EXPECT_EQ(data[0], 0u);
+}
+
+TEST_P(ApiMappings, exit_with_a_live_context_and_a_running_kernel_ends) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    // A fork of a process with contexts cannot use the library: start over.
+    execl("/proc/self/exe", "conformance", "--gtest_filter=ApiExitHelper.*", "--gtest_also_run_disabled_tests",
+          nullptr);
+    _exit(9);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 42) << "child status " << status;
+}
+
+// Not a test of its own: the program of the one above. Leaves everything alive.
+TEST(ApiExitHelper, DISABLED_leave) {
+  hmmrt_context_t c = nullptr;
+  hmmrt_stream_t s = nullptr;
+  void* p = nullptr;
+  hmmrt::check(hmmrt_context_create(nullptr, &c));
+  hmmrt::check(hmmrt_stream_create(c, 0, &s));
+  hmmrt::check(hmmrt_alloc(c, k_block, &p));
+  auto* words = static_cast<std::uint64_t*>(p);
+  hmmrt::check(hmmrt::launch(s, "spin", {64, 1, 1},
+                             Spin{hmmrt::gptr<std::uint64_t>(words),
+                                  hmmrt::gptr<std::uint32_t>(reinterpret_cast<std::uint32_t*>(words + 1024))}));
+  while (__atomic_load_n(words, __ATOMIC_RELAXED) == 0) {
+  }
+  static std::uint64_t* kept = words;
+  std::atexit([] {
+    if (kept[0] == 0) _exit(7);
+  });  // runs before the library's own handler
+  exit(42);
+}
+
+}  // namespace
