@@ -101,7 +101,7 @@ constexpr std::array k_table = {
 // Variables of our own that are no options: ./dev's, and what tests and benchmarks are told.
 bool other_variable(std::string_view name) {
   return name == "HMMRT_SKIP_DEPS" || name == "HMMRT_WERROR" || name.starts_with("HMMRT_TEST_") ||
-         name.starts_with("HMMRT_BENCH_");
+         name.starts_with("HMMRT_STRESS_") || name.starts_with("HMMRT_SIM_") || name.starts_with("HMMRT_BENCH_");
 }
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {

@@ -6,6 +6,7 @@
 #include "fault/fault_service.hpp"
 #include "fault/view.hpp"
 #include "migrate/coherence.hpp"
+#include "migrate/requests.hpp"
 
 namespace hmmrt {
 
@@ -253,6 +254,24 @@ bool FaultService::serve_later() {
   }
 }
 
+bool FaultService::serve_remaps() {
+  for (bool did = false;; did = true) {
+    Remap remap{};
+    {
+      const std::lock_guard guard(remaps_lock_);
+      if (remaps_.empty()) return did;
+      remap = remaps_.front();
+    }
+    follow_remap(house_, remap.from, remap.to, remap.bytes);
+    {
+      const std::lock_guard guard(remaps_lock_);
+      remaps_.erase(remaps_.begin());
+    }
+    house_.unsettled.fetch_sub(1, std::memory_order_release);
+    house_.host.interrupt();  // CPU faults on the new addresses were kept
+  }
+}
+
 void FaultService::end_pin(std::uintptr_t base, const PageMask& pages) {
   Block* block = house_.space.find(base);
   if (block == nullptr) return;
@@ -285,7 +304,7 @@ std::uint64_t FaultService::next_due_ns() const {
 
 bool FaultService::step_device() {
   const std::lock_guard guard(device_step_);
-  bool did = false;
+  bool did = serve_remaps();
   for (Processor p = 1; p <= house_.device_count; ++p) {
     did |= serve_device(p);
     did |= serve_access_counts(p);

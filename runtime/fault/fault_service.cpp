@@ -22,6 +22,7 @@ FaultService::FaultService(House& house, Doorbell& doorbell, const FaultServiceC
   later_.reserve(4096);
   host_pending_.reserve(1024);
   host_retrying_.reserve(1024);
+  remaps_.reserve(64);
   noticed_.reserve(4096);
   house.while_stalled = &FaultService::while_stalled;
   house.stalled_argument = this;

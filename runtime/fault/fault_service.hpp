@@ -83,11 +83,19 @@ class FaultService {
     std::uint64_t due_ns;
     BatchGroup group;
   };
+  // An mremap that the device thread has yet to follow.
+  struct Remap {
+    std::uintptr_t from, to;
+    std::size_t bytes;
+  };
   static constexpr std::size_t k_read_at_once = 64;
 
   bool serve_device(Processor p);
   bool serve_access_counts(Processor p);
   bool serve_later();
+  bool serve_remaps();
+  // The mremap not yet followed that moved away, or brought, `addr`; bytes 0 when none.
+  Remap pending_remap(std::uintptr_t addr, bool brought) const;
   void end_pin(std::uintptr_t base, const PageMask& pages);
   void later(Processor p, std::uintptr_t base, const PageMask& pages, std::uint64_t due_ns, bool unpin = false);
   void cancel_launches(Processor p, std::uintptr_t base, const PageMask& pages, hmmrt_result_t result);
@@ -123,6 +131,8 @@ class FaultService {
   std::size_t event_count_ = 0;
   std::vector<Pending> host_pending_, host_retrying_;
   bool interrupted_ = false;       // the latest round began without an event
+  mutable SpinLock remaps_lock_;
+  std::vector<Remap> remaps_;      // oldest first
   std::vector<Block*> noticed_;    // blocks with fresh notices
   std::atomic<std::thread::id> event_thread_;
 

@@ -24,6 +24,10 @@ class FaultService::HostJobs final : public Jobs {
     House& house = service_.house_;
     BatchGroup& g = service_.host_batch_->group(i);
     const PageMask faulted = g.faults.pages();
+    if (service_.pending_remap(g.base + faulted.next(0) * k_page_size, true).bytes != 0) {
+      service_.keep(g, faulted, house.clock.now_ns() + k_retry_ns);
+      return false;
+    }
     Block* block = house.space.find(g.base);
     if (block == nullptr) {  // inside an arena, but never allocated
       house.host.populate(g.base, faulted);
@@ -133,6 +137,15 @@ void FaultService::keep(const BatchGroup& group, const PageMask& pages, std::uin
   host_pending_.push_back({due_ns, kept});
 }
 
+FaultService::Remap FaultService::pending_remap(std::uintptr_t addr, bool brought) const {
+  const std::lock_guard guard(remaps_lock_);
+  for (const Remap& r : remaps_) {
+    const std::uintptr_t begin = brought ? r.to : r.from;
+    if (addr >= begin && addr < begin + r.bytes) return r;
+  }
+  return {};
+}
+
 // Reads what the host has to say: faults into events_, mapping changes into the blocks they concern.
 bool FaultService::read_events() {
   const std::size_t room = events_.size() - event_count_;
@@ -146,8 +159,19 @@ bool FaultService::read_events() {
       events_[kept++] = e;
       continue;
     }
+    if (e.kind == HostEventKind::remap) {
+      house_.unsettled.fetch_add(1, std::memory_order_relaxed);
+      {
+        const std::lock_guard guard(remaps_lock_);
+        remaps_.push_back({e.addr, e.to, e.bytes});
+      }
+      doorbell_.ring();
+      continue;
+    }
+    // mremap also reports the old addresses as unmapped; their pages are on their way.
+    if (e.kind == HostEventKind::unmap && pending_remap(e.addr, false).bytes != 0) continue;
     house_.space.for_each_block(e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
-      notice(house_, block, pages, e.kind != HostEventKind::remove);
+      notice(house_, block, pages, e.kind == HostEventKind::unmap);
       noticed_.push_back(&block);
     });
   }

@@ -101,8 +101,12 @@ void take_away(House& house, Block& block, const PageMask& pages, Processor keep
   }
 }
 
-void take_away_for_good(House& house, Block& block, const PageMask& pages) {
+void untranslate(House& house, Block& block, const PageMask& pages) {
   remove_translations(house, block, [&](Processor, const DevicePart& part) { return part.mapped & pages; });
+}
+
+void take_away_for_good(House& house, Block& block, const PageMask& pages) {
+  untranslate(house, block, pages);
   for (Processor p = 1; p <= house.device_count; ++p) {
     DevicePart* part = block.part(p);
     if (part == nullptr) continue;

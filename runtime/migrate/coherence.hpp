@@ -12,7 +12,10 @@ namespace hmmrt {
 // wrote are no longer `staged`.
 void take_away(House& house, Block& block, const PageMask& pages, Processor keeper = k_no_processor);
 
-// The same for pages whose contents are not wanted any more: device frames, exclusive pages and what the host mirror kept
+// Only the translations, nothing else; on return no access through them is in flight.
+void untranslate(House& house, Block& block, const PageMask& pages);
+
+// The same as take_away() for pages whose contents are not wanted any more: device frames, exclusive pages and what the host mirror kept
 // are dropped too. The caller says whose the pages are afterwards.
 void take_away_for_good(House& house, Block& block, const PageMask& pages);
 

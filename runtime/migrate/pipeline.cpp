@@ -3,20 +3,19 @@
 
 #include <tbb/parallel_pipeline.h>
 
+#include <algorithm>
 #include <array>
 #include <mutex>
+#include <utility>
 
 #include "migrate/coherence.hpp"
+#include "space/tsan.hpp"
 
 namespace hmmrt {
 
 namespace {
 
-// A block in flight.
-struct Token {
-  std::size_t job = 0;
-  unsigned slot = 0;
-};
+constexpr unsigned k_max_tokens = 64;
 
 // Free slots, a stack under a spin lock.
 class Slots {
@@ -36,14 +35,99 @@ class Slots {
  private:
   SpinLock lock_;
   unsigned free_;
-  std::array<unsigned, 64> slots_{};
+  std::array<unsigned, k_max_tokens> slots_{};
+};
+
+// A block in flight. oneTBB passes pointers from stage to stage as they are; anything larger it would allocate.
+struct Token {
+  std::size_t job = 0;
+  unsigned slot = 0;
+};
+
+// One run(): what the stages share, and the stages. oneTBB orders the stages of one token, the calls of the serial stage,
+// and the whole between its caller's entry and return; each of these orders is also told to ThreadSanitizer.
+class Run {
+ public:
+  Run(House& house, Jobs& jobs, std::size_t count, std::vector<std::unique_ptr<Work>>& works,
+      std::vector<std::unique_ptr<Work>>& spares)
+      : house_(house), jobs_(jobs), count_(count), works_(works), spares_(spares), slots_(static_cast<unsigned>(works.size())) {}
+
+  Token* claim_and_plan(tbb::flow_control& control) {
+    tsan_acquire(this);
+    tsan_acquire(&next_);
+    Token* token = plan_next();
+    if (token != nullptr) {
+      tsan_release(token);
+    } else {
+      control.stop();
+    }
+    tsan_release(&next_);
+    return token;
+  }
+  Token* prepare(Token* t) {
+    tsan_acquire(t);
+    hmmrt::prepare(house_, *works_[t->slot], *spares_[t->slot]);
+    tsan_release(t);
+    return t;
+  }
+  Token* copy(Token* t) {
+    tsan_acquire(t);
+    hmmrt::copy(house_, *works_[t->slot]);
+    finish_copy(house_, *works_[t->slot]);
+    tsan_release(t);
+    return t;
+  }
+  void commit(Token* t) {
+    tsan_acquire(t);
+    Work& work = *works_[t->slot];
+    hmmrt::commit(house_, work);
+    jobs_.done(t->job, work);
+    release(house_, *work.block);
+    slots_.give(t->slot);
+    tsan_release(this);
+  }
+
+ private:
+  Token* plan_next() {
+    const unsigned slot = slots_.take();
+    Work& work = *works_[slot];
+    while (next_ < count_) {
+      const std::size_t job = next_++;
+      reset(work);
+      if (jobs_.plan(job, work)) {
+        tokens_[slot] = {job, slot};
+        return &tokens_[slot];
+      }
+    }
+    slots_.give(slot);
+    return nullptr;
+  }
+
+  House& house_;
+  Jobs& jobs_;
+  std::size_t count_;
+  std::size_t next_ = 0;
+  std::vector<std::unique_ptr<Work>>& works_;
+  std::vector<std::unique_ptr<Work>>& spares_;
+  Slots slots_;
+  std::array<Token, k_max_tokens> tokens_{};
+};
+
+// A filter's body. Its one member is read before anything has been acquired, in memory of oneTBB's own.
+template <auto k_stage>
+struct Stage {
+  Run* run;
+  template <class Argument>
+  [[gnu::no_sanitize_thread]] auto operator()(Argument&& argument) const {
+    return (run->*k_stage)(std::forward<Argument>(argument));
+  }
 };
 
 }  // namespace
 
 Pipeline::Pipeline(House& house, unsigned tokens, unsigned threads)
     : house_(house),
-      tokens_(tokens < 64 ? tokens : 64),
+      tokens_(std::min(tokens, k_max_tokens)),
       arena_(static_cast<int>(threads), 1) {
   for (unsigned i = 0; i < tokens_; ++i) {
     works_.push_back(std::make_unique<Work>());
@@ -67,43 +151,17 @@ void Pipeline::run(std::size_t count, Jobs& jobs) {
     run_alone(count, jobs);
     return;
   }
-  Slots slots(tokens_);
-  std::size_t next = 0;
-  const auto claim_and_plan = [&](tbb::flow_control& control) {
-    const unsigned slot = slots.take();
-    Work& work = *works_[slot];
-    while (next < count) {
-      const std::size_t job = next++;
-      reset(work);
-      if (jobs.plan(job, work)) return Token{job, slot};
-    }
-    slots.give(slot);
-    control.stop();
-    return Token{};
-  };
-  const auto prepare_stage = [&](Token t) {
-    prepare(house_, *works_[t.slot], *spares_[t.slot]);
-    return t;
-  };
-  const auto copy_stage = [&](Token t) {
-    copy(house_, *works_[t.slot]);
-    finish_copy(house_, *works_[t.slot]);
-    return t;
-  };
-  const auto commit_stage = [&](Token t) {
-    Work& work = *works_[t.slot];
-    commit(house_, work);
-    jobs.done(t.job, work);
-    release(house_, *work.block);
-    slots.give(t.slot);
-  };
+  Run run(house_, jobs, count, works_, spares_);
+  tsan_release(&run);
   arena_.execute([&] {
-    tbb::parallel_pipeline(tokens_,
-                           tbb::make_filter<void, Token>(tbb::filter_mode::serial_in_order, claim_and_plan) &
-                               tbb::make_filter<Token, Token>(tbb::filter_mode::parallel, prepare_stage) &
-                               tbb::make_filter<Token, Token>(tbb::filter_mode::parallel, copy_stage) &
-                               tbb::make_filter<Token, void>(tbb::filter_mode::parallel, commit_stage));
+    using tbb::filter_mode;
+    tbb::parallel_pipeline(
+        tokens_, tbb::make_filter<void, Token*>(filter_mode::serial_in_order, Stage<&Run::claim_and_plan>{&run}) &
+                     tbb::make_filter<Token*, Token*>(filter_mode::parallel, Stage<&Run::prepare>{&run}) &
+                     tbb::make_filter<Token*, Token*>(filter_mode::parallel, Stage<&Run::copy>{&run}) &
+                     tbb::make_filter<Token*, void>(filter_mode::parallel, Stage<&Run::commit>{&run}));
   });
+  tsan_acquire(&run);
 }
 
 std::unique_ptr<Pipeline> PipelinePool::take() {

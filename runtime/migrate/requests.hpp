@@ -16,6 +16,10 @@ Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registe
 // first; pages that cannot come (HMMRT_ERROR_BUSY) leave the range managed.
 Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home);
 
+// The application moved [from, from + bytes) to `to` with mremap, and its page table moved along: residency, frames and
+// kept contents follow, without copying. The new range counts as registered. Called by the device thread.
+void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes);
+
 // Moves pages to `to` (the CPU or a device). Returns how many of the pages that should have moved did not.
 std::uint64_t prefetch(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, Processor to, Cause cause);
 

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+// Following mremap: the pages of one range become those of another, wherever they are. Nothing is copied; each page's
+// state moves from its old block to its new one. Both ranges' blocks are claimed meanwhile, in ascending order.
+#include <algorithm>
+#include <vector>
+
+#include "migrate/coherence.hpp"
+#include "migrate/requests.hpp"
+
+namespace hmmrt {
+
+namespace {
+
+void move_bit(PageMask& from, unsigned old_page, PageMask& to, unsigned new_page) {
+  if (!from.test(old_page)) return;
+  from.clear(old_page);
+  to.set(new_page);
+}
+
+// The state of one page goes to its new place. No device translates it.
+void move_page(House& house, Block& from, unsigned old_page, Block& to, unsigned new_page) {
+  const PageMask one = PageMask::one(old_page);
+  for (Processor p = 1; p <= house.device_count; ++p) {
+    DevicePart* old_part = from.part(p);
+    if (old_part == nullptr) continue;
+    if (from.on_cpu.test(old_page)) drop_frames(house, from, p, one);  // a copy: the CPU has it
+    const bool here = old_part->resident.test(old_page);
+    if (!here && !old_part->exclusive.test(old_page)) continue;
+    DevicePart* new_part = house.space.obtain_part(to, p);
+    if (new_part == nullptr) continue;  // no memory for bookkeeping: the page is lost with its frame
+    move_bit(old_part->exclusive, old_page, new_part->exclusive, new_page);
+    if (!here) continue;
+    std::array<Frame, k_block_pages> frames;
+    frames[new_page] = old_part->frames[old_page];
+    old_part->frames[old_page] = k_no_frame;
+    old_part->resident.clear(old_page);
+    if (old_part->resident.none()) house.resident[p - 1u].remove(*old_part);
+    add_resident(house, to, p, PageMask::one(new_page), frames.data());
+    move_bit(old_part->staged, old_page, new_part->staged, new_page);
+  }
+  to.set_on_cpu(PageMask::one(new_page), from.on_cpu.test(old_page));
+  move_bit(from.pinned, old_page, to.pinned, new_page);
+  to.valid.set(new_page);
+}
+
+}  // namespace
+
+void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {
+  Range* old_range = house.space.find_range(from);
+  // What was managed at the new addresses is gone: mremap unmapped it.
+  for (Range* r = house.space.find_range(to); r != nullptr && r->addr >= to && r->end() <= to + bytes;
+       r = house.space.find_range(to)) {
+    house.space.forget_range(r);
+  }
+  Range* range = nullptr;
+  if (old_range == nullptr || !house.space.add_range(to, bytes, true, &range).ok()) return;
+
+  std::vector<Block*> claimed;
+  for (const std::uintptr_t start : {from, to}) {
+    house.space.for_each_block(start, bytes, [&](Block& block, const PageMask&) { claimed.push_back(&block); });
+  }
+  std::sort(claimed.begin(), claimed.end(), [](const Block* a, const Block* b) { return a->base < b->base; });
+  claimed.erase(std::unique(claimed.begin(), claimed.end()), claimed.end());
+  for (Block* block : claimed) block->claim();
+
+  house.space.for_each_block(from, bytes, [&](Block& block, const PageMask& pages) {
+    untranslate(house, block, pages & block.valid);
+  });
+  (void)house.host.rehome(from, to, bytes);
+  house.space.for_each_block(to, bytes, [&](Block& block, const PageMask&) {
+    block.range = block.valid.none() ? range : nullptr;
+  });
+  house.space.for_each_block(from, bytes, [&](Block& block, const PageMask& pages) {
+    const PageMask mine = pages & block.valid;
+    mine.for_each([&](unsigned page) {
+      const std::uintptr_t addr = block.base + page * k_page_size - from + to;
+      move_page(house, block, page, *house.space.find(addr), page_in_block(addr));
+    });
+    block.cpu_protected = block.cpu_protected - mine;
+    make_invalid(house, block, mine);
+  });
+  for (Block* block : claimed) release(house, *block);
+  if (old_range->addr == from && old_range->bytes == bytes) house.space.forget_range(old_range);
+}
+
+}  // namespace hmmrt
