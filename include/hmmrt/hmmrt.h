@@ -300,6 +300,9 @@ typedef struct hmmrt_stats {
   uint64_t invalidations, spurious_invalidations, retries;
   uint64_t hints, hints_without_effect;
   uint64_t bytes_resident_device, bytes_managed, bytes_metadata;
+  /* Time the fault service spent on device batches, from fetch to the last replay, and the part of it spent copying
+   * (summed over the pipeline's threads, so with several it may exceed the whole). Per context only. */
+  uint64_t device_service_ns, device_copy_ns;
   hmmrt_latency_t cpu_fault_latency, device_fault_latency, batch_size; /* batch_size: faults, not ns */
 } hmmrt_stats_t;
 

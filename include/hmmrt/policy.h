@@ -53,6 +53,7 @@ typedef struct hmmrt_policy_block {
   hmmrt_page_mask_t accessed_by;         /* advice: here wants a mapping rather than faults */
   hmmrt_page_mask_t preferred_here;      /* advice */
   hmmrt_page_mask_t preferred_elsewhere; /* advice */
+  uint64_t cpu_huge;                     /* 1: all on the CPU in one huge page, cheap to move only as a whole */
 } hmmrt_policy_block_t;
 
 /* The faults: each page is in the mask of its strongest access. */

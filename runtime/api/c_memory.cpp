@@ -19,11 +19,7 @@ using namespace hmmrt;  // NOLINT(google-build-using-namespace): the C ABI is ou
 namespace {
 
 // Whole pages.
-struct Pages {
-  std::uintptr_t addr = 0;
-  std::size_t bytes = 0;
-  std::uintptr_t end() const { return addr + bytes; }
-};
+using Pages = Extent;
 
 // [ptr, ptr + bytes), inside one allocation or registration, rounded outwards to pages.
 Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out) {
@@ -60,24 +56,13 @@ Status stream_of(const char* function, hmmrt_stream_t handle, Context& c, Use<St
   return {};
 }
 
-// Makes a place for the latest prefetch location of every block. Returns how many pages are pinned.
-std::uint64_t remember(Context& c, const Pages& pages) {
-  std::uint64_t pinned = 0;
-  c.for_each_claimed(pages.addr, pages.bytes, [&](Block& b, const PageMask& in_range) {
-    (void)c.space().obtain_advice(b);
-    pinned += (b.pinned & in_range).count();
-  });
-  return pinned;
-}
-
-void prefetch_now(Context& c, const Pages& pages, Processor to) {
-  const std::uint64_t pinned = remember(c, pages);
+void prefetch_now(Context& c, std::span<const Extent> extents, Processor to) {
   std::uint64_t left = 0;
   {
     const std::shared_lock guard(c.service().departure_lock());
-    left = prefetch(c.house(), c.pool(), pages.addr, pages.bytes, to, Cause::prefetch_user);
+    left = prefetch(c.house(), c.pool(), extents, to, Cause::prefetch_user);
   }
-  c.count_hint(left == 0 && (pinned == 0 || to == k_cpu), "prefetch", pages.addr, pages.bytes);
+  c.count_hint(left == 0, "prefetch", extents.front().addr, extents.front().bytes);
 }
 
 // madvise may not touch what the application unmapped meanwhile, nor take a pinned page's frame.
@@ -202,8 +187,8 @@ hmmrt_result_t hmmrt_prefetch(hmmrt_context_t context, const void* ptr, size_t b
     if (const Status s = pages_of("hmmrt_prefetch", *c, ptr, bytes, &pages); !s.ok()) return s;
     if (const Status s = to_processor("hmmrt_prefetch", *c, location, &to); !s.ok()) return s;
     if (const Status s = stream_of("hmmrt_prefetch", stream, *c, &on, &owner); !s.ok()) return s;
-    if (on) return on->enqueue([&ctx = *c, pages, to] { prefetch_now(ctx, pages, to); });
-    prefetch_now(*c, pages, to);
+    if (on) return on->enqueue([&ctx = *c, pages, to] { prefetch_now(ctx, {&pages, 1}, to); });
+    prefetch_now(*c, {&pages, 1}, to);
     return {};
   });
 }
@@ -225,10 +210,6 @@ hmmrt_result_t hmmrt_prefetch_batch(hmmrt_context_t context, const void* const* 
       return fail(HMMRT_ERROR_INVALID_VALUE, "%s: %zu locations for %zu ranges; it takes 1 to as many as ranges",
                   k_name, location_count, count);
     }
-    struct Item {
-      Pages pages;
-      Processor to;
-    };
     std::vector<Processor> to(location_count);
     for (std::size_t k = 0; k < location_count; ++k) {
       if (const Status s = to_processor(k_name, *c, locations[k], &to[k]); !s.ok()) return s;
@@ -241,17 +222,17 @@ hmmrt_result_t hmmrt_prefetch_batch(hmmrt_context_t context, const void* const* 
                     location_index[k], count);
       }
     }
-    std::vector<Item> items;
-    std::size_t k = 0;
+    std::vector<Extent> extents(count);
     for (std::size_t i = 0; i < count; ++i) {
-      while (k + 1 < location_count && location_index[k + 1] <= i) ++k;
-      Item item{{}, to[k]};
-      if (const Status s = pages_of(k_name, *c, ptrs[i], bytes[i], &item.pages); !s.ok()) return s;
-      items.push_back(item);
+      if (const Status s = pages_of(k_name, *c, ptrs[i], bytes[i], &extents[i]); !s.ok()) return s;
     }
+    std::vector<std::size_t> ends(location_index + 1, location_index + location_count);
+    ends.push_back(count);
     if (const Status s = stream_of(k_name, stream, *c, &on, &owner); !s.ok()) return s;
-    auto run = [&ctx = *c, items = std::move(items)] {
-      for (const Item& item : items) prefetch_now(ctx, item.pages, item.to);
+    auto run = [&ctx = *c, extents = std::move(extents), ends = std::move(ends), to = std::move(to)] {
+      for (std::size_t k = 0, first = 0; k < to.size(); first = ends[k++]) {
+        prefetch_now(ctx, std::span(extents).subspan(first, ends[k] - first), to[k]);
+      }
     };
     if (on) return on->enqueue(std::move(run));
     run();

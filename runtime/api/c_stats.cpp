@@ -81,6 +81,8 @@ hmmrt_result_t hmmrt_stats_context(hmmrt_context_t context, hmmrt_stats_t* stats
     out.cpu_fault_latency = latency(l.cpu_fault_ns);
     out.device_fault_latency = latency(l.device_fault_ns);
     out.batch_size = latency(l.batch_faults);
+    out.device_service_ns = l.device_service_ns.load(std::memory_order_relaxed);
+    out.device_copy_ns = l.device_copy_ns.load(std::memory_order_relaxed);
     return write_struct("hmmrt_stats_context", out, stats);
   });
 }

@@ -485,6 +485,8 @@ void Context::reset_stats() {
   service_->latencies().cpu_fault_ns.reset();
   service_->latencies().device_fault_ns.reset();
   service_->latencies().batch_faults.reset();
+  service_->latencies().device_service_ns.store(0, std::memory_order_relaxed);
+  service_->latencies().device_copy_ns.store(0, std::memory_order_relaxed);
   for (unsigned i = 0; i < device_count(); ++i) {
     baseline_[i].remote.store(devices_[i]->remote_accesses(), std::memory_order_relaxed);
     baseline_[i].overflows.store(devices_[i]->fault_overflows(), std::memory_order_relaxed);

@@ -67,7 +67,7 @@ class FaultService::DeviceJobs final : public Jobs {
     }
     if (asking.any()) {
       Plan plan;
-      const PageMask waiting = ask_policy(house, *block, g.faults, asking, 0, work, plan);
+      const PageMask waiting = ask_policy(house, *block, g.faults, asking, work, plan);
       if (waiting.any()) service_.later(p_, g.base, waiting, house.clock.now_ns() + plan.throttle_ns);
       work.faulted = work.faulted - waiting;
       if (work.to != p_ && here.any()) {  // first what is ours; the rest, which belongs elsewhere, next time
@@ -141,6 +141,8 @@ bool FaultService::serve_device(Processor p) {
   const std::size_t n = device.fetch_faults({fetched_.data(), config_.batch_size});
   bool did = n != 0;
   if (n != 0) {
+    const std::uint64_t begin_ns = house_.clock.now_ns();
+    const std::uint64_t copied_before = device_pipeline_.copy_ns();
     FaultBatch& batch = *device_batch_;
     batch.clear();
     for (std::size_t i = 0; i < n; ++i) batch.add(p, fetched_[i].addr, fetched_[i].access, fetched_[i].time_ns);
@@ -163,6 +165,8 @@ bool FaultService::serve_device(Processor p) {
     }
     DeviceJobs jobs(*this, p);
     device_pipeline_.run(batch.size(), jobs);
+    latencies_.device_service_ns.fetch_add(house_.clock.now_ns() - begin_ns, std::memory_order_relaxed);
+    latencies_.device_copy_ns.fetch_add(device_pipeline_.copy_ns() - copied_before, std::memory_order_relaxed);
   }
   const std::uint64_t overflows = device.fault_overflows();
   if (overflows != overflows_seen_[p - 1u]) {

@@ -32,6 +32,8 @@ struct FaultServiceConfig {
 
 struct FaultLatencies {
   Histogram cpu_fault_ns, device_fault_ns, batch_faults;
+  // Device batches, fetch to last replay, and how much of it the copies took (summed over the pipeline's threads).
+  std::atomic<std::uint64_t> device_service_ns{0}, device_copy_ns{0};
 };
 
 class FaultService {

@@ -58,7 +58,7 @@ class FaultService::HostJobs final : public Jobs {
     const PageMask asking = faulted - there - stranger;
     if (asking.any()) {
       Plan plan;
-      const PageMask waiting = ask_policy(house, *block, g.faults, asking, 0, work, plan);
+      const PageMask waiting = ask_policy(house, *block, g.faults, asking, work, plan);
       work.to = k_cpu;  // the CPU can only be served at home
       work.pages = (work.pages | (work.remote & asking)) - waiting;
       work.remote = PageMask{};

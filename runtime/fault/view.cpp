@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "fault/view.hpp"
 
+#include <algorithm>
+
 namespace hmmrt {
 
 BlockView view_of(const House& house, Block& block, Processor p) {
@@ -20,6 +22,8 @@ BlockView view_of(const House& house, Block& block, Processor p) {
     if (const DevicePart* part = block.part(q); q != p && part != nullptr) v.resident_peer |= part->resident;
   }
   v.populated = block.resident_on_devices() | block.on_cpu;
+  v.cpu_huge = p != k_cpu && block.on_cpu.full() && block.valid.full() && block.cpu_protected.none() &&
+               house.host.huge(block.base);
   v.pinned_until_ns = block.held.any() ? block.held_until_ns : 0;
   v.history = &block.history;
   if (const BlockAdvice* a = block.advice; a != nullptr) {
@@ -33,11 +37,10 @@ BlockView view_of(const House& house, Block& block, Processor p) {
   return v;
 }
 
-PolicyContext context_of(const House& house, Processor p, std::uint64_t now_ns, std::uint32_t fault_ns) {
+PolicyContext context_of(const House& house, Processor p, std::uint64_t now_ns) {
   PolicyContext c;
   c.now_ns = now_ns;
   c.can_duplicate = house.host.info().write_protect;
-  c.fault_ns = fault_ns;
   if (p != k_cpu) {
     const Device& device = house.device(p);
     c.device_frames = device.info().memory_bytes / k_page_size;
@@ -48,7 +51,7 @@ PolicyContext context_of(const House& house, Processor p, std::uint64_t now_ns, 
   return c;
 }
 
-PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const PageMask& pages, std::uint32_t fault_ns,
+PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const PageMask& pages,
                     Work& work, Plan& plan) {
   const Processor p = group.processor;
   const std::uint64_t now = house.clock.now_ns();
@@ -57,7 +60,7 @@ PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const P
   asked.read = group.read & pages;
   asked.write = group.write & pages;
   asked.atomic = group.atomic & pages;
-  house.policy.decide(view, asked, context_of(house, p, now, fault_ns), plan);
+  house.policy.decide(view, asked, context_of(house, p, now), plan);
 
   const PageMask usable = block.valid - block.no_access;
   work.to = plan.to == k_no_processor ? p : plan.to;
@@ -76,7 +79,7 @@ PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const P
   if (plan.throttle_ns != 0) tally.add(Count::throttles);
   if (plan.pin_ns != 0) {
     block.held |= answered;
-    block.held_until_ns = now + plan.pin_ns;
+    block.held_until_ns = std::max(block.held_until_ns, now + plan.pin_ns);
     tally.add(Count::pins);
   }
   const bool ping_pong = house.policy.ping_pong(block.history, now);

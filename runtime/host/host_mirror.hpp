@@ -153,6 +153,8 @@ class HostMirror {
   // then exclusive_address(). Undone by give_back().
   virtual PageOutcome make_exclusive(std::uintptr_t base, const PageMask& pages) = 0;
   virtual std::byte* exclusive_address(std::uintptr_t addr) = 0;
+  // The CPU maps the block with one huge page: cheap to take whole, costly to take in part.
+  virtual bool huge(std::uintptr_t /*base*/) { return false; }
   // Bytes of bookkeeping, and of system memory held in staging that no one can reach.
   virtual std::uint64_t metadata_bytes() const = 0;
 };

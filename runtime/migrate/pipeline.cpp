@@ -140,10 +140,19 @@ void Pipeline::run_alone(std::size_t count, Jobs& jobs) {
   for (std::size_t i = 0; i < count; ++i) {
     reset(work);
     if (!jobs.plan(i, work)) continue;
-    carry_out(house_, work, *spares_[0]);
+    prepare(house_, work, *spares_[0]);
+    copy_stage(work);
+    commit(house_, work);
     jobs.done(i, work);
     release(house_, *work.block);
   }
+}
+
+void Pipeline::copy_stage(Work& work) {
+  const std::uint64_t begin = house_.clock.now_ns();
+  copy(house_, work);
+  finish_copy(house_, work);
+  copy_ns_.fetch_add(house_.clock.now_ns() - begin, std::memory_order_relaxed);
 }
 
 void Pipeline::run(std::size_t count, Jobs& jobs) {

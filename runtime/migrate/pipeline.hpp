@@ -41,15 +41,19 @@ class Pipeline {
 
   void run(std::size_t count, Jobs& jobs);
   Work& spare() { return *spares_[0]; }  // for single steps outside run()
+  // Time spent in copy stages so far, summed over threads.
+  std::uint64_t copy_ns() const { return copy_ns_.load(std::memory_order_relaxed); }
 
  private:
   void run_alone(std::size_t count, Jobs& jobs);
+  void copy_stage(Work& work);
 
   House& house_;
   unsigned tokens_;
   std::vector<std::unique_ptr<Work>> works_;
   std::vector<std::unique_ptr<Work>> spares_;
   tbb::task_arena arena_;
+  std::atomic<std::uint64_t> copy_ns_{0};
 };
 
 // Pipelines for API calls, reused. Thread: any.

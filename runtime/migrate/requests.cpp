@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "migrate/requests.hpp"
 
+#include <algorithm>
 #include <cinttypes>
-#include <mutex>
+#include <vector>
 
 #include "migrate/coherence.hpp"
 
@@ -27,32 +28,57 @@ class Borrowed {
   std::unique_ptr<Pipeline> pipeline_;
 };
 
-// Pages of block i of a range.
-PageMask pages_of_job(std::uintptr_t addr, std::size_t bytes, std::uintptr_t base) {
-  const std::uintptr_t from = addr > base ? addr : base;
-  const std::uintptr_t to = addr + bytes < base + k_block_size ? addr + bytes : base + k_block_size;
-  return PageMask::range(static_cast<unsigned>((from - base) >> k_page_shift),
-                         static_cast<unsigned>((to - from) >> k_page_shift));
+// The pages wanted of one block.
+struct Piece {
+  std::uintptr_t base;
+  PageMask pages;
+};
+
+// The extents block by block, ascending, each block once.
+std::vector<Piece> pieces_of(std::span<const Extent> extents) {
+  std::vector<Piece> pieces;
+  for (const Extent& e : extents) {
+    const std::uintptr_t end = e.addr + e.bytes;
+    for (std::uintptr_t base = block_floor(e.addr); base < end; base += k_block_size) {
+      const std::uintptr_t from = std::max(e.addr, base);
+      const std::uintptr_t to = std::min(end, base + k_block_size);
+      const PageMask pages = PageMask::range(static_cast<unsigned>((from - base) >> k_page_shift),
+                                             static_cast<unsigned>((to - from) >> k_page_shift));
+      if (!pieces.empty() && pieces.back().base == base) {
+        pieces.back().pages |= pages;
+      } else {
+        pieces.push_back({base, pages});
+      }
+    }
+  }
+  const auto lower = [](const Piece& x, const Piece& y) { return x.base < y.base; };
+  if (!std::is_sorted(pieces.begin(), pieces.end(), lower)) std::stable_sort(pieces.begin(), pieces.end(), lower);
+  std::size_t kept = 0;
+  for (std::size_t i = 1; i < pieces.size(); ++i) {
+    if (pieces[i].base == pieces[kept].base) {
+      pieces[kept].pages |= pieces[i].pages;
+    } else {
+      pieces[++kept] = pieces[i];
+    }
+  }
+  if (!pieces.empty()) pieces.resize(kept + 1);
+  return pieces;
 }
 
-// Moving a range to one processor.
+// Moving pieces to one processor.
 class PrefetchJobs final : public Jobs {
  public:
-  PrefetchJobs(House& house, std::uintptr_t addr, std::size_t bytes, Processor to, Cause cause)
-      : house_(house), addr_(addr), bytes_(bytes), to_(to), cause_(cause) {}
+  PrefetchJobs(House& house, const std::vector<Piece>& pieces, Processor to, Cause cause)
+      : house_(house), pieces_(pieces), to_(to), cause_(cause) {}
 
-  std::size_t count() const {
-    return (block_ceil(addr_ + bytes_) - block_floor(addr_)) >> k_block_shift;
-  }
   std::uint64_t busy() const { return busy_.load(std::memory_order_relaxed); }
   std::uint64_t missed() const { return missed_.load(std::memory_order_relaxed); }
 
   bool plan(std::size_t i, Work& work) override {
-    const std::uintptr_t base = block_floor(addr_) + i * k_block_size;
-    Block* block = house_.space.find(base);
+    Block* block = house_.space.find(pieces_[i].base);
     if (block == nullptr) return false;
     block->claim();
-    const PageMask pages = pages_of_job(addr_, bytes_, base) & block->valid;
+    const PageMask pages = pieces_[i].pages & block->valid;
     work.block = block;
     work.to = to_;
     work.cause = cause_;
@@ -65,10 +91,11 @@ class PrefetchJobs final : public Jobs {
     }
     if (cause_ == Cause::prefetch_user) {
       block->held = block->held - pages;  // the user knows better
-      if (block->advice != nullptr) {
-        pages.for_each([&](unsigned page) { block->advice->last_prefetch[page] = to_; });
-        if (to_ != k_cpu) work.duplicate = wanted & block->advice->read_mostly;
+      if (BlockAdvice* advice = house_.space.obtain_advice(*block); advice != nullptr) {
+        pages.for_each([&](unsigned page) { advice->last_prefetch[page] = to_; });
+        if (to_ != k_cpu) work.duplicate = wanted & advice->read_mostly;
       }
+      if (to_ != k_cpu) missed_.fetch_add((wanted & block->pinned).count(), std::memory_order_relaxed);
     }
     work.pages = wanted - work.duplicate;
     if ((work.pages | work.duplicate).none()) {
@@ -79,8 +106,9 @@ class PrefetchJobs final : public Jobs {
   }
 
   void done(std::size_t, Work& w) override {
-    const PageMask there = to_ == k_cpu ? w.block->on_cpu : w.block->part(to_)->resident;
-    const PageMask left = (w.pages | w.duplicate | w.refused | w.full | w.pinned | w.forbidden) - there - w.gone;
+    const DevicePart* part = to_ != k_cpu ? w.block->part(to_) : nullptr;
+    const PageMask there = to_ == k_cpu ? w.block->on_cpu : part != nullptr ? part->resident : PageMask{};
+    const PageMask left = (w.pages | w.duplicate | w.refused | w.full | w.forbidden) - there - w.gone;
     const PageMask again = left & w.refused;
     busy_.fetch_add(again.count(), std::memory_order_relaxed);
     missed_.fetch_add((left - again).count(), std::memory_order_relaxed);
@@ -88,8 +116,7 @@ class PrefetchJobs final : public Jobs {
 
  private:
   House& house_;
-  std::uintptr_t addr_;
-  std::size_t bytes_;
+  const std::vector<Piece>& pieces_;
   Processor to_;
   Cause cause_;
   std::atomic<std::uint64_t> busy_{0}, missed_{0};
@@ -129,13 +156,13 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
   return {};
 }
 
-std::uint64_t prefetch(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, Processor to,
-                       Cause cause) {
+std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent> extents, Processor to, Cause cause) {
   const Borrowed pipeline(pool);
+  const std::vector<Piece> pieces = pieces_of(extents);
   std::uint64_t missed = 0;
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
-    PrefetchJobs jobs(house, addr, bytes, to, cause);
-    pipeline->run(jobs.count(), jobs);
+    PrefetchJobs jobs(house, pieces, to, cause);
+    pipeline->run(pieces.size(), jobs);
     missed = jobs.missed() + jobs.busy();
     if (jobs.busy() == 0) break;
     static const Word never{0};

@@ -5,6 +5,8 @@
 // Callers that move pages to devices hold FaultService::departure_lock() shared.
 #pragma once
 
+#include <span>
+
 #include "migrate/pipeline.hpp"
 
 namespace hmmrt {
@@ -20,8 +22,20 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
 // kept contents follow, without copying. The new range counts as registered. Called by the device thread.
 void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes);
 
-// Moves pages to `to` (the CPU or a device). Returns how many of the pages that should have moved did not.
-std::uint64_t prefetch(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, Processor to, Cause cause);
+struct Extent {
+  std::uintptr_t addr = 0;
+  std::size_t bytes = 0;
+  std::uintptr_t end() const { return addr + bytes; }
+};
+
+// Moves pages to `to` (the CPU or a device), in one pass over the blocks whatever the number and order of extents.
+// Returns how many of the pages that should have moved did not.
+std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent> extents, Processor to, Cause cause);
+inline std::uint64_t prefetch(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, Processor to,
+                              Cause cause) {
+  const Extent extent{addr, bytes};
+  return prefetch(house, pool, {&extent, 1}, to, cause);
+}
 
 // Pins are counted per page. Errors: HMMRT_ERROR_BUSY when a page cannot come home; then nothing stays pinned.
 Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes);

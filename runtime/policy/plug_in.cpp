@@ -47,6 +47,7 @@ class PlugInPolicy final : public Policy {
     b.size = sizeof b;
     b.base = block.base;
     b.pinned_until_ns = block.pinned_until_ns;
+    b.cpu_huge = block.cpu_huge ? 1 : 0;
     b.valid = to_c(block.valid);
     b.resident_here = to_c(block.resident_here);
     b.resident_cpu = to_c(block.resident_cpu);

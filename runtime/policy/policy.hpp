@@ -33,6 +33,7 @@ struct BlockView {
   PageMask preferred_here;        // advice: preferred location is the faulting processor
   PageMask preferred_elsewhere;   // advice: preferred location is some other processor
   std::uint64_t pinned_until_ns = 0;  // residency held until then (0: not held)
+  bool cpu_huge = false;          // all on the CPU in one huge page: whole it moves cheaply, in part it must be split
   BlockHistory* history = nullptr;
 };
 
@@ -53,7 +54,7 @@ struct PolicyContext {
   bool can_map_remote = false;          // the faulting processor can map pages resident elsewhere
   bool can_duplicate = false;           // read-only copies beside the owner's are possible
   bool system_atomics = false;          // the faulting processor's atomics reach host memory
-  std::uint32_t fault_ns = 0;           // what one fault costs here, measured by the service (0: unknown)
+  std::uint32_t fault_ns = 0;           // what one fault costs here (0: unknown, the policy assumes 10 us)
 };
 
 enum class Reason : std::uint8_t {
