@@ -109,12 +109,23 @@ void Watchdog::give_up(const Progress& stuck) {
   hmmrt_stats_t stats{};
   stats.size = sizeof stats;
   if (hmmrt_stats_context(context_, &stats) == HMMRT_SUCCESS) {
-    std::fprintf(stderr,
-                 "  CPU faults %llu, device faults %llu, batches %llu, evictions %llu, retries %llu, overflows %llu\n",
-                 static_cast<unsigned long long>(stats.cpu_faults), static_cast<unsigned long long>(stats.device_faults),
-                 static_cast<unsigned long long>(stats.fault_batches), static_cast<unsigned long long>(stats.evictions),
-                 static_cast<unsigned long long>(stats.retries),
-                 static_cast<unsigned long long>(stats.fault_buffer_overflows));
+    const auto print = [](const char* what, std::uint64_t n) {
+      std::fprintf(stderr, "  %-24s%llu\n", what, static_cast<unsigned long long>(n));
+    };
+    print("CPU faults", stats.cpu_faults);
+    print("device faults", stats.device_faults);
+    print("batches", stats.fault_batches);
+    print("stale faults", stats.stale_faults);
+    print("overflows", stats.fault_buffer_overflows);
+    print("evictions", stats.evictions);
+    print("retries", stats.retries);
+    print("busy", stats.pages_busy);
+    print("pinned", stats.pages_pinned);
+    print("gone", stats.pages_gone);
+    print("forbidden", stats.pages_forbidden);
+    print("invalidations", stats.invalidations);
+    print("exclusive grants", stats.exclusive_grants);
+    print("throttles", stats.throttles);
   }
   if (std::getenv("HMMRT_STRESS_DEBUGGER") != nullptr) {  // every thread's stack, when there is a debugger
     const std::string command = "gdb -p " + std::to_string(getpid()) + " -batch -ex 'thread apply all bt 14' 1>&2";

@@ -49,7 +49,7 @@ class Random {
   std::uint64_t below(std::uint64_t n) { return next() % n; }
   bool chance(unsigned percent) { return below(100) < percent; }
   template <class T, std::size_t N>
-  const T& of(const T (&choices)[N]) {
+  T of(const T (&choices)[N]) {
     return choices[below(N)];
   }
 

@@ -224,6 +224,41 @@ TEST_P(UffdEvents, pinned_pages_stay_where_they_are) {
   EXPECT_TRUE(w.to_device(PageMask::one(5), false, 1).done.any());
 }
 
+TEST_P(UffdEvents, pinned_huge_page_gives_no_pieces_away_until_the_pin_ends) {
+  for (const bool no_huge : {false, true}) {
+    World w(GetParam(), 1);
+    if (!w.move()) GTEST_SKIP() << "the fallback path cannot see pins";
+    w.fill(1);
+    if (!w.mirror->huge(w.base())) GTEST_SKIP() << "no huge page to be had";
+    if (no_huge) madvise(w.memory, k_block_size, MADV_NOHUGEPAGE);  // it stays huge
+    const PageMask pieces = PageMask::range(100, 16) | PageMask::one(300);
+    {
+      const Pin pin(w.page(105), k_page_size);
+      if (!pin.ok) GTEST_SKIP() << "io_uring is not available: " << strerror(errno);
+      const PageOutcome out = w.to_device(pieces);
+      EXPECT_TRUE((out.pinned | out.busy).test(105));
+      EXPECT_FALSE(out.taken().test(105));
+      EXPECT_TRUE(all_bytes(w.page(105), 106));
+      w.page(105)[0] = std::byte{106};  // not left write-protected either
+      EXPECT_EQ(w.fault_count(), 0u);
+    }
+    EXPECT_EQ(w.to_host(PageMask::all()).done, PageMask::all());
+    EXPECT_EQ(w.to_device(pieces).done, pieces);
+    EXPECT_TRUE(all_bytes(w.frame(105), 106));
+  }
+}
+
+TEST_P(UffdEvents, locked_block_stays_locked_and_counts_as_pinned) {
+  World w(GetParam(), 1);
+  w.fill(1);
+  if (syscall(SYS_mlock, w.memory, k_block_size) != 0) GTEST_SKIP() << "mlock: " << strerror(errno);
+  EXPECT_TRUE(w.to_device(PageMask::all()).pinned.full());
+  EXPECT_EQ(msync(w.memory, k_block_size, MS_ASYNC | MS_INVALIDATE), -1);  // EBUSY: locked
+  EXPECT_TRUE(all_bytes(w.page(4), 5));
+  EXPECT_EQ(w.fault_count(), 0u);
+  syscall(SYS_munlock, w.memory, k_block_size);
+}
+
 TEST_P(UffdEvents, locked_pages_count_as_pinned) {
   World w(GetParam(), 1);
   w.fill(1);

@@ -22,10 +22,10 @@ double seconds(const std::function<void()>& work) {
 // The first repeat warms up: its pages are fresh and huge.
 double least(const std::vector<double>& v) { return *std::min_element(v.begin() + 1, v.end()); }
 
-class UffdSpeed : public testing::TestWithParam<Variant> {};
-INSTANTIATE_TEST_SUITE_P(Paths, UffdSpeed, testing::Values(k_variants[0], k_variants[2]), variant_name);
+class UffdSpeedOf : public testing::TestWithParam<Variant> {};
+INSTANTIATE_TEST_SUITE_P(Paths, UffdSpeedOf, testing::Values(k_variants[0], k_variants[2]), variant_name);
 
-TEST_P(UffdSpeed, per_granule_cost_beside_its_ceiling) {
+TEST_P(UffdSpeedOf, per_granule_cost_beside_its_ceiling) {
   const bool fallback = GetParam().fallback;
   for (const unsigned granule : {1u, 16u, 512u}) {
     World w(GetParam(), k_blocks);
@@ -37,14 +37,26 @@ TEST_P(UffdSpeed, per_granule_cost_beside_its_ceiling) {
         for (unsigned at = 0; at < k_block_pages; at += granule) fn(b, at);
       }
     };
+    std::array<double, 3> phase{};
+    std::array<std::array<double, 3>, 2> least_phase;
+    for (auto& p : least_phase) p.fill(1e9);
     const auto transfer = [&](Direction d) {
-      return seconds([&] {
+      phase.fill(0);
+      const double all = seconds([&] {
         each([&](unsigned b, unsigned at) {
           Transfer t = w.transfer(d, PageMask::range(at, granule), b);
-          w.run_transfer(t);
+          phase[0] += seconds([&] { w.mirror->prepare(t); });
+          phase[1] += seconds([&] {
+            w.mirror->copy(t);
+            w.mirror->finish_copy(t);
+          });
+          phase[2] += seconds([&] { w.mirror->commit(t); });
           if (t.outcome.done.count() != granule) ADD_FAILURE() << b << " " << at;
         });
       });
+      auto& least_of = least_phase[static_cast<unsigned>(d)];
+      for (unsigned i = 0; i < 3; ++i) least_of[i] = std::min(least_of[i], phase[i]);
+      return all;
     };
     // Bare system calls on memory of their own, with an event-less userfaultfd.
     uffd::Probe probe;
@@ -111,6 +123,11 @@ TEST_P(UffdSpeed, per_granule_cost_beside_its_ceiling) {
                   what, t * 1e6 / granules, k_blocks * k_block_size / t / 1e9, 100 * ceiling / t, against,
                   ceiling * 1e6 / granules);
     };
+    for (unsigned d = 0; d < 2; ++d) {
+      std::printf("%-9s %4zu KiB %-10s prepare %.2f, copy %.2f, commit %.2f us\n", GetParam().name, bytes / 1024,
+                  d == 0 ? "to_device" : "to_host", least_phase[d][0] * 1e6 / granules,
+                  least_phase[d][1] * 1e6 / granules, least_phase[d][2] * 1e6 / granules);
+    }
     line("to_device", least(out), least(copy_out), "memcpy");
     line("to_host", least(in), least(copy_in), "memcpy");
     if (!fallback) {
@@ -123,6 +140,32 @@ TEST_P(UffdSpeed, per_granule_cost_beside_its_ceiling) {
     }
     munmap(reinterpret_cast<void*>(plain), k_blocks * k_block_size);
     munmap(reinterpret_cast<void*>(aside), k_blocks * k_block_size);
+  }
+}
+
+// One piece of a huge page, then the next: whole and withdrawn by copy, later pieces, and after so many the split.
+TEST(UffdSpeed, piece_of_a_huge_page) {
+  for (const unsigned granule : {1u, 16u, 256u}) {
+    constexpr unsigned k_pieces = 22;
+    World w(k_variants[0], k_blocks);
+    w.fill(1, k_blocks * k_block_pages);
+    std::array<std::vector<double>, k_pieces> cost;
+    const unsigned stride = granule < 256 ? 20 : 256;
+    const unsigned pieces = granule < 256 ? k_pieces : 1;
+    for (unsigned b = 0; b < k_blocks; ++b) {
+      for (unsigned i = 0; i < pieces; ++i) {
+        Transfer t =
+            w.transfer(Direction::to_device, PageMask::range(granule < 256 ? 4 + i * stride : 256, granule), b);
+        cost[i].push_back(seconds([&] { w.run_transfer(t); }));
+        if (t.outcome.done.count() != granule) ADD_FAILURE() << b << " piece " << i;
+      }
+    }
+    std::printf("%4u KiB pieces of huge pages, us:", granule * 4);
+    for (unsigned i = 0; i < pieces; ++i) {
+      std::sort(cost[i].begin(), cost[i].end());
+      std::printf(" %.0f", cost[i][k_blocks / 2] * 1e6);
+    }
+    std::printf(" (medians)\n");
   }
 }
 

@@ -247,6 +247,44 @@ TEST_P(UffdTransfer, a_watched_drop_is_pending_until_the_kernel_has_cleared_the_
   EXPECT_EQ(w.claimed()->drop_pending(w.base(), pages), PageMask::range(2, 2));
 }
 
+TEST_P(UffdTransfer, pieces_leave_a_huge_page_and_come_back_in_any_order) {
+  World w(GetParam(), 1);
+  w.fill(1);
+  const bool was_huge = w.mirror->huge(w.base());
+  PageMask away;
+  for (unsigned i = 0; i < 24; ++i) {
+    const PageMask piece = PageMask::range((i * 7 + 3) % 32 * 16, 1 + i % 16);
+    EXPECT_EQ(w.to_device(piece).done, piece);
+    EXPECT_FALSE(was_huge && w.mirror->huge(w.base()));
+    away |= piece;
+    if (i % 4 == 3) {
+      EXPECT_EQ(w.to_host(piece).done, piece);
+      away = away - piece;
+      EXPECT_EQ(w.to_device(piece).done, piece);
+      away |= piece;
+    }
+  }
+  away.for_each([&](unsigned i) { ASSERT_TRUE(all_bytes(w.frame(i), 1 + i)) << i; });
+  EXPECT_EQ(w.to_host(away).done, away);
+  for (unsigned i = 0; i < k_block_pages; ++i) ASSERT_TRUE(all_bytes(w.page(i), 1 + i)) << i;
+  EXPECT_EQ(w.fault_count(), 0u);
+  EXPECT_EQ(w.count(HostEventKind::remove) + w.count(HostEventKind::remap), 0u) << "our own steps must not be reported";
+}
+
+TEST_P(UffdTransfer, rolled_back_piece_of_a_huge_page_stays_writable) {
+  World w(GetParam(), 1);
+  w.fill(1);
+  Transfer t = w.transfer(Direction::to_device, PageMask::range(40, 8));
+  w.mirror->prepare(t);
+  w.mirror->copy(t);
+  w.mirror->rollback(t);
+  for (unsigned i = 0; i < k_block_pages; ++i) {
+    ASSERT_TRUE(all_bytes(w.page(i), 1 + i)) << i;
+    w.page(i)[0] = std::byte{7};
+  }
+  EXPECT_EQ(w.fault_count(), 0u);
+}
+
 TEST_P(UffdTransfer, map_remote_tells_present_from_absent) {
   World w(GetParam(), 1);
   w.fill(1);

@@ -41,11 +41,16 @@ unsigned UffdMirror::area_limit(Part part, unsigned page, unsigned stop) const {
 template <class Source>
 void UffdMirror::deliver_by_copy(Part part, bool write_protected, PageOutcome& out, Source&& source) {
   PageMask arrived;
+  bool changing = false;  // an event waits to be read: nothing more will arrive now
   part.pages.for_each_run([&](unsigned first, unsigned count) {
     unsigned page = first;
     const unsigned end = first + count;
     unsigned limit = end;
     while (page < end) {
+      if (changing) {
+        fail_delivery(part, page, end - page, EAGAIN, out);
+        return;
+      }
       if (page >= limit) limit = end;
       const std::uintptr_t from = source(page);
       unsigned stop = page + 1;
@@ -58,6 +63,9 @@ void UffdMirror::deliver_by_copy(Part part, bool write_protected, PageOutcome& o
       if (step.error == EEXIST) {
         arrived.set(page);
         managed_.wake(part.at(page), k_page_size);
+      } else if (step.error == EAGAIN) {
+        changing = true;
+        continue;
       } else if (const unsigned area = area_limit(part, page, stop); area < stop) {
         limit = area;
         continue;
@@ -89,6 +97,16 @@ void UffdMirror::deliver_staged(Part part, PageOutcome& out) {
   deliver_by_copy(part, false, out, [&](unsigned page) { return part.staging(page); });
 }
 
+void UffdMirror::restore_staged(Part part, PageOutcome& out) {
+  constexpr unsigned k_piece = 32;  // pages that exist twice for a moment
+  part.pages.for_each_run([&](unsigned first, unsigned count) {
+    for (unsigned at = first; at < first + count; at += k_piece) {
+      const PageMask piece = PageMask::range(at, std::min(k_piece, first + count - at));
+      deliver_staged(Part{part.arena, part.base, piece, part.state}, out);
+    }
+  });
+}
+
 void UffdMirror::deliver_zeros(Part part, PageOutcome& out) {
   deliver_by_copy(part, false, out, [&](unsigned page) { return zeros_ + page * k_page_size; });
 }
@@ -96,15 +114,24 @@ void UffdMirror::deliver_zeros(Part part, PageOutcome& out) {
 void UffdMirror::deliver_by_move(Part part, PageOutcome& out) {
   PageMask by_copy;
   PageMask there;
+  bool changing = false;
   part.pages.for_each_run([&](unsigned first, unsigned count) {
     unsigned page = first;
     const unsigned end = first + count;
     unsigned limit = end;
     while (page < end) {
+      if (changing) {
+        fail_delivery(part, page, end - page, EAGAIN, out);
+        return;
+      }
       if (page >= limit) limit = end;
       const uffd::Step step = managed_.move(part.at(page), part.staging(page), (limit - page) * k_page_size);
       const auto moved = static_cast<unsigned>(step.bytes >> k_page_shift);
       const PageMask mask = PageMask::range(page, moved);
+      if (moved == k_block_pages) {
+        part.state.folio = {};
+        part.state.small = false;
+      }
       out.done |= mask;
       part.state.staged = part.state.staged - mask;
       part.state.large = part.state.large - mask;
@@ -127,13 +154,16 @@ void UffdMirror::deliver_by_move(Part part, PageOutcome& out) {
         case EBUSY:
           by_copy.set(page++);
           break;
+        case EAGAIN:
+          changing = true;
+          break;
         default:
           if (const unsigned area = area_limit(part, page, limit); step.error == ENOENT && area < limit) {
             limit = area;
             break;
           }
-          fail_delivery(part, page, step.error == EAGAIN ? end - page : 1, step.error, out);
-          page = step.error == EAGAIN ? end : page + 1;
+          fail_delivery(part, page, 1, step.error, out);
+          ++page;
           break;
       }
     }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 
@@ -136,36 +137,47 @@ bool ProcMaps::next(std::uintptr_t addr, Area* out) const noexcept {
 
 namespace {
 
-// The pages of the block at `base` whose pagemap entry has any of `bits`.
-bool read_pagemap(int pagemap, std::uintptr_t base, std::uint64_t bits, PageMask* out) {
+// The pages [first, first + count) of the block at `base` whose pagemap entry has any of `bits`.
+bool read_pagemap(int pagemap, std::uintptr_t base, unsigned first, unsigned count, std::uint64_t bits, PageMask* out) {
   std::array<std::uint64_t, k_block_pages> entries;
-  const auto at = static_cast<off_t>((base >> k_page_shift) * sizeof(std::uint64_t));
-  if (pread(pagemap, entries.data(), sizeof entries, at) != static_cast<ssize_t>(sizeof entries)) return false;
-  for (unsigned w = 0; w < PageMask::k_words; ++w) {
+  const std::size_t bytes = count * sizeof(std::uint64_t);
+  const auto at = static_cast<off_t>(((base >> k_page_shift) + first) * sizeof(std::uint64_t));
+  if (pread(pagemap, entries.data(), bytes, at) != static_cast<ssize_t>(bytes)) return false;
+  for (unsigned i = 0; i < count;) {
+    const unsigned bit = (first + i) % 64;
+    const unsigned n = std::min(count - i, 64 - bit);
     std::uint64_t word = 0;
-    for (unsigned i = 0; i < 64; ++i) word |= static_cast<std::uint64_t>((entries[w * 64 + i] & bits) != 0) << i;
-    out->set_word(w, word);
+    for (unsigned k = 0; k < n; ++k) word |= static_cast<std::uint64_t>((entries[i + k] & bits) != 0) << (bit + k);
+    out->set_word((first + i) / 64, out->word((first + i) / 64) | word);
+    i += n;
   }
   return true;
 }
 
 }  // namespace
 
-PageMask ProcMaps::populated(std::uintptr_t base) const noexcept {
+PageMask ProcMaps::populated(std::uintptr_t base, const PageMask& pages) const noexcept {
+  unsigned words = PageMask::k_words;
+  while (words != 0 && pages.word(words - 1) == 0) --words;
+  if (words == 0) return {};
+  const unsigned first = pages.next(0);
+  const unsigned count = words * 64 - static_cast<unsigned>(std::countl_zero(pages.word(words - 1))) - first;
   // The common answer in a tenth of the time. (Not resident may still be swapped out.)
+  constexpr unsigned k_worth_asking = 32;
   std::array<unsigned char, k_block_pages> resident;
-  if (mincore(reinterpret_cast<void*>(base), k_block_size, resident.data()) ==
-          0 &&  // NOLINT(performance-no-int-to-ptr)
-      std::all_of(resident.begin(), resident.end(), [](unsigned char r) { return (r & 1) != 0; })) {
-    return PageMask::all();
+  void* const begin = reinterpret_cast<void*>(base + first * k_page_size);  // NOLINT(performance-no-int-to-ptr)
+  if (count >= k_worth_asking && mincore(begin, count * k_page_size, resident.data()) == 0 &&
+      std::all_of(resident.begin(), resident.begin() + count, [](unsigned char r) { return (r & 1) != 0; })) {
+    return pages;
   }
   PageMask mask;
-  return read_pagemap(pagemap_, base, k_pagemap_present | k_pagemap_swapped, &mask) ? mask : PageMask::all();
+  return read_pagemap(pagemap_, base, first, count, k_pagemap_present | k_pagemap_swapped, &mask) ? mask & pages
+                                                                                                  : pages;
 }
 
 PageMask ProcMaps::write_protected(std::uintptr_t base) const noexcept {
   PageMask mask;
-  return read_pagemap(pagemap_, base, k_pagemap_write_protected, &mask) ? mask : PageMask{};
+  return read_pagemap(pagemap_, base, 0, k_block_pages, k_pagemap_write_protected, &mask) ? mask : PageMask{};
 }
 
 bool ProcMaps::shared(std::uintptr_t addr) const noexcept {
@@ -173,6 +185,20 @@ bool ProcMaps::shared(std::uintptr_t addr) const noexcept {
   const auto at = static_cast<off_t>((addr >> k_page_shift) * sizeof entry);
   if (pread(pagemap_, &entry, sizeof entry, at) != static_cast<ssize_t>(sizeof entry)) return false;
   return (entry & k_pagemap_present) != 0 && (entry & k_pagemap_exclusive) == 0;
+}
+
+namespace {
+int collapse(std::uintptr_t base) {
+  constexpr int k_collapse = 25;                                            // MADV_COLLAPSE, not in older headers
+  return madvise(reinterpret_cast<void*>(base), k_block_size, k_collapse);  // NOLINT(performance-no-int-to-ptr)
+}
+}  // namespace
+
+bool ProcMaps::can_tell_held(std::uintptr_t base) const noexcept { return collapse(base) == 0; }
+
+bool ProcMaps::held(std::uintptr_t base) const noexcept {
+  if (collapse(base) == 0) return true;
+  return errno != EINVAL && errno != EBUSY;  // write-protected, or a hole; EAGAIN: references that no mapping explains
 }
 
 bool ProcMaps::huge(std::uintptr_t base) const noexcept {

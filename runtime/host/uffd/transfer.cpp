@@ -23,11 +23,23 @@ std::byte* bytes_at(std::uintptr_t a) { return reinterpret_cast<std::byte*>(a); 
 class Runs {
  public:
   explicit Runs(CopyKind kind) : kind_(kind) {}
-  void add(Frame frame, std::byte* host) {
+  std::span<const CopyRun> view() const { return {runs(), count_}; }
+  // Pages [first, first + count) of a block, whose host memory is consecutive.
+  void add(const Frame* frames, unsigned first, unsigned count, std::byte* host) {
+    for (unsigned i = 0; i < count;) {
+      unsigned n = 1;
+      while (i + n < count && frames[first + i + n] == frames[first + i] + n) ++n;
+      add(frames[first + i], n, host + i * k_page_size);
+      i += n;
+    }
+  }
+
+ private:
+  void add(Frame frame, unsigned pages, std::byte* host) {
     if (count_ != 0) {
       CopyRun& last = runs()[count_ - 1];
       if (last.frame + last.pages == frame && last.host + std::size_t{last.pages} * k_page_size == host) {
-        ++last.pages;
+        last.pages += pages;
         return;
       }
     }
@@ -35,12 +47,9 @@ class Runs {
     CopyRun& run = *new (&storage_[count_++ * sizeof(CopyRun)]) CopyRun{};
     run.kind = kind_;
     run.frame = frame;
-    run.pages = 1;
+    run.pages = pages;
     run.host = host;
   }
-  std::span<const CopyRun> view() const { return {runs(), count_}; }
-
- private:
   CopyRun* runs() { return std::launder(reinterpret_cast<CopyRun*>(storage_)); }
   const CopyRun* runs() const { return std::launder(reinterpret_cast<const CopyRun*>(storage_)); }
 
@@ -86,7 +95,9 @@ void UffdMirror::prepare(Transfer& t) {
     PageMask rest = part.pages;
     if (move_) {
       rest = {};
-      withdraw_by_move(part, t.outcome, rest);
+      withdraw_by_move(part, t.outcome, rest, by_copy);
+    } else if (part.pages.full() && withdraw_by_remap(part, t.outcome)) {
+      return;
     }
     if (rest.any()) withdraw_by_copy(Part{part.arena, part.base, rest, part.state}, t.outcome, by_copy);
   });
@@ -127,7 +138,8 @@ void UffdMirror::copy_to_device(Transfer& t) {
         failed |= read;
       }
     }
-    staged.for_each([&](unsigned page) { runs.add(t.frames[page], bytes_at(part.staging(page))); });
+    staged.for_each_run(
+        [&](unsigned first, unsigned count) { runs.add(t.frames, first, count, bytes_at(part.staging(first))); });
   });
   store(t, Masks::other, failed);
   t.copied = t.outcome.done - failed;
@@ -143,8 +155,8 @@ void UffdMirror::copy_to_host(Transfer& t) {
     const PageMask kept = t.clean & (part.state.staged - fresh);
     const PageMask moving = part.pages - kept;
     t.copied |= moving;
-    (direct ? moving - by_copy : moving).for_each([&](unsigned page) {
-      runs.add(t.frames[page], bytes_at(part.staging(page)));
+    (direct ? moving - by_copy : moving).for_each_run([&](unsigned first, unsigned count) {
+      runs.add(t.frames, first, count, bytes_at(part.staging(first)));
     });
   });
   if (!runs.view().empty()) t.ticket = t.device->copy_async(runs.view());
@@ -180,6 +192,10 @@ void UffdMirror::commit(Transfer& t) {
     t.outcome.done = t.outcome.done - stuck;
     t.outcome.pinned |= stuck;
   });
+  if (move_ || t.duplicate) return;
+  for_each_part(t.base, t.pages, [&](Part part) { drop_remapped(part); });
+  // Withdrawn by remap: from here on the frames have the only copy.
+  for_each_part(t.base, t.outcome.done - by_copy, [&](Part part) { part.state.copied_out |= part.pages; });
 }
 
 void UffdMirror::rollback(Transfer& t) {
@@ -189,6 +205,7 @@ void UffdMirror::rollback(Transfer& t) {
     for_each_part(t.base, load(t, Masks::other), [&](Part part) { forget_staging(part, part.pages); });
     return;
   }
+  for_each_part(t.base, t.pages, [&](Part part) { unwatch_staging(part); });
   const PageMask in_place = t.duplicate ? t.outcome.done : by_copy;
   for_each_part(t.base, t.outcome.done, [&](Part part) {
     const PageMask here = part.pages & in_place;
@@ -198,7 +215,12 @@ void UffdMirror::rollback(Transfer& t) {
     PageMask rest = part.pages - in_place;
     for (unsigned tries = 0; rest.any() && tries < k_rollback_tries; ++tries) {
       PageOutcome back;
-      deliver_by_move(Part{part.arena, part.base, rest, part.state}, back);
+      const Part held{part.arena, part.base, rest, part.state};
+      if (move_) {
+        deliver_by_move(held, back);
+      } else {
+        restore_staged(held, back);
+      }
       rest = back.busy;
     }
   });

@@ -11,7 +11,7 @@ namespace hmmrt::uffd {
 
 bool Backoff::wait() noexcept {
   constexpr unsigned k_yields = 32;
-  constexpr unsigned k_naps = 80;
+  constexpr unsigned k_naps = 4;
   if (tries_ < k_yields) {
     sched_yield();
   } else if (tries_ < k_yields + k_naps) {

@@ -33,7 +33,8 @@ struct Step {
   int error = 0;
 };
 
-// Waits a little longer each time; gives up after about 5 ms in all.
+// Waits a little longer each time; gives up after about 0.5 ms in all. Not more: the event that has to be read first may
+// wait for the delivery that waits here (migrate/event_gate.hpp).
 class Backoff {
  public:
   // False: give up.

@@ -4,9 +4,12 @@
 //            withdraw (to_device)                         deliver (to_host)
 //   move     UFFDIO_MOVE managed -> staging               copy into staging, UFFDIO_MOVE staging -> managed
 //   copy     write-protect, copy, MADV_DONTNEED           UFFDIO_COPY from the frame (or a bounce in staging)
+//   remap    mremap(MREMAP_DONTUNMAP) managed -> staging,   as copy
+//            copy, drop the staging pages
 //
 // "move" needs Linux 6.8. "copy" is the fallback below that, and on the move path for single pages that the kernel
-// refuses to move (mapping read-only, shared by fork and protected) or that would split a huge page for a few pages.
+// refuses to move (mapping read-only, shared by fork and protected) and for pieces of a huge page, which moving would
+// split. "remap" is the fallback for whole blocks: no write protection, no fault-safe reading, no event per removal.
 //
 // Files: withdraw.cpp and deliver.cpp are the two directions; transfer.cpp drives them as prepare/copy/commit/rollback;
 // ranges.cpp attaches and detaches; events.cpp is the event thread; single.cpp the single steps. arena.hpp keeps staging
@@ -72,6 +75,7 @@ class UffdMirror final : public HostMirror {
   void drop(std::uintptr_t base, const PageMask& pages) override;
   void watch_drop(std::uintptr_t base, const PageMask& pages) override;
   PageMask drop_pending(std::uintptr_t base, const PageMask& pages) override;
+  bool huge(std::uintptr_t base) override { return maps_.huge(base); }
   PageOutcome map_remote(std::uintptr_t base, const PageMask& pages) override;
   std::byte* remote_address(std::uintptr_t addr) override;
   PageOutcome make_exclusive(std::uintptr_t base, const PageMask& pages) override;
@@ -82,6 +86,10 @@ class UffdMirror final : public HostMirror {
   using Arena = uffd::Arena;
   // Runs of fewer pages without a staging page are cheaper to UFFDIO_COPY than to fault in and move.
   static constexpr unsigned k_fresh_pages = 64;
+  // Pieces of one huge page that leave by copy before it is split for good. Measured: a split costs 270-300 us, and pieces
+  // then 1-3 us each by MOVE; by copy the first piece costs 70-100 us, later ones 15-45 (which is the reading of the
+  // removal's event). So many pieces have cost about as much as the split, which bounds the loss at a factor of two.
+  static constexpr unsigned k_folio_pieces = 8;
   enum class Masks : std::uint8_t { by_copy, other };  // of Transfer::scratch
 
   // The part of one arena in a block. `state` belongs to the caller's claim.
@@ -121,7 +129,15 @@ class UffdMirror final : public HostMirror {
   static void store(Transfer& t, Masks which, const PageMask& mask);
 
   // withdraw.cpp
-  void withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy);
+  // by_copy: pages to withdraw by copy instead. in_place: pages that were already, as withdraw_by_copy says.
+  void withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy, PageMask& in_place);
+  // Takes what is better copied out of a huge page than moved. Returns the pages that are left to move.
+  PageMask withdraw_from_huge(Part part, PageOutcome& out, PageMask& by_copy);
+  // Fallback, whole block. False: nothing was done, copy.
+  bool withdraw_by_remap(Part part, PageOutcome& out);
+  // Ends what withdraw_by_remap began: staging is empty and ordinary again.
+  void drop_remapped(Part part);
+  void unwatch_staging(Part part);
   void withdraw_by_copy(Part part, PageOutcome& out, PageMask& by_copy);
   // For a duplicate. `fresh`: pages that were not protected before.
   void protect_in_place(Part part, PageOutcome& out, PageMask& fresh);
@@ -139,6 +155,8 @@ class UffdMirror final : public HostMirror {
   void deliver_by_copy(Part part, bool write_protected, PageOutcome& out, Source&& source);
   void deliver_by_copy(Part part, Transfer& t);  // from frames, or from staging where it holds the contents
   void deliver_staged(Part part, PageOutcome& out);
+  // Fallback: puts contents held in staging back, freeing as it goes.
+  void restore_staged(Part part, PageOutcome& out);
   void deliver_zeros(Part part, PageOutcome& out);
   void forget_staging(Part part, const PageMask& pages);
   void fail_delivery(Part part, unsigned page, unsigned count, int error, PageOutcome& out);
@@ -151,6 +169,7 @@ class UffdMirror final : public HostMirror {
   Status watch(std::uintptr_t addr, std::size_t bytes, bool exec);
   std::size_t translate(const uffd_msg* messages, std::size_t count, std::span<HostEvent> out);
   bool own_fault(const uffd_msg& message);
+  bool own_remap(const uffd_msg& message) const;
   // One ioctl, no waiting: the event thread may have to read an event before it can succeed.
   void zero_or_wake(std::uintptr_t page, bool write_protected);
   // Where the area (or hole) that contains `page` ends, at most `stop`: UFFDIO_COPY, _MOVE and, before Linux 6.6,
