@@ -68,6 +68,7 @@ hmmrt_result_t hmmrt_stats_context(hmmrt_context_t context, hmmrt_stats_t* stats
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (stats == nullptr) return null_argument("hmmrt_stats_context", "stats");
+    c->service().wait_counted();
     hmmrt_stats_t out{};
     fill(c->counters(), &out);
     for (unsigned i = 0; i < c->device_count(); ++i) {

@@ -71,6 +71,12 @@ void FaultService::fence() {
   }
 }
 
+void FaultService::wait_counted() const {
+  const std::uint32_t seen = serving_.load(std::memory_order_acquire);
+  if (seen % 2 == 0) return;
+  while (serving_.load(std::memory_order_acquire) == seen) park(serving_, seen, 100'000);
+}
+
 void FaultService::refresh_rights(std::uintptr_t addr, std::size_t bytes) {
   house_.host.query_rights(
       addr, bytes,

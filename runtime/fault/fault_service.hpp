@@ -51,6 +51,9 @@ class FaultService {
   // so that a kernel started after madvise() or munmap() sees their effect. Nearly free when nothing is pending.
   void fence();
 
+  // On return, what threads that ran before the call had faulted on is counted: a thread is let go before its fault is.
+  void wait_counted() const;
+
   // Compares the rights of the CPU's mappings with what devices were given, and takes away what is too much.
   void refresh_rights(std::uintptr_t addr, std::size_t bytes);
 
@@ -132,6 +135,7 @@ class FaultService {
   std::vector<HostEvent> events_;  // faults read and not yet served: the first event_count_
   std::size_t event_count_ = 0;
   std::vector<Pending> host_pending_, host_retrying_;
+  Word serving_{0};                // odd while faults are being served
   bool interrupted_ = false;       // the latest round began without an event
   mutable SpinLock remaps_lock_;
   std::vector<Remap> remaps_;      // oldest first

@@ -261,9 +261,12 @@ bool FaultService::step_host(std::int64_t timeout_ns) {
     }
     house_.host.wait(wait_ns);
   }
+  serving_.fetch_add(1, std::memory_order_acq_rel);
   const bool read = read_events();
   interrupted_ = !read;  // woken without an event: a claim was released, or the time is up
-  return serve_host() || read;
+  const bool served = serve_host();
+  serving_.fetch_add(1, std::memory_order_acq_rel);
+  return served || read;
 }
 
 }  // namespace hmmrt

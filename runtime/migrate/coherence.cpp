@@ -158,7 +158,10 @@ void map_frames(House& house, Block& block, Processor p, const PageMask& wanted,
 
 PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights) {
   if (pages.none()) return {};
-  const PageMask done = house.host.map_remote(block.base, pages).done;
+  const PageOutcome outcome = house.host.map_remote(block.base, pages);
+  PageMask done = outcome.done;
+  // Never touched: the CPU gets zeros, and the device sees them there.
+  if (outcome.not_populated.any()) done |= house.host.populate(block.base, outcome.not_populated).done;
   map_runs(
       house.device(p), block.base, done, rights,
       [&](unsigned page, MapSpan& span) {

@@ -143,7 +143,7 @@ TEST_P(UffdSpeedOf, per_granule_cost_beside_its_ceiling) {
   }
 }
 
-// One piece of a huge page, then the next: whole and withdrawn by copy, later pieces, and after so many the split.
+// One piece of a huge page, then the next: the first splits it.
 TEST(UffdSpeed, piece_of_a_huge_page) {
   for (const unsigned granule : {1u, 16u, 256u}) {
     constexpr unsigned k_pieces = 22;

@@ -11,7 +11,6 @@
 //   staged      staging holds a page: a withdrawn page's contents, or the landing place of a delivery
 //   large       subset of staged: probably part of a huge page (moving it alone would split 512 pages: about 0.5 ms)
 //   protected_  uffd write protection is set on the CPU's page
-//   folio       probably part of one large folio: a huge page of which pieces left by copy. Moving one of them splits it
 //   copied_out  withdrawn by copy: its contents are in frames only
 //   unwatched   the application drops it, and it could not be marked yet (watch_drop)
 // Thread: a BlockState under its block's claim; RangeTable any (short internal lock, no system call inside).
@@ -39,9 +38,6 @@ struct alignas(64) BlockState {
   PageMask protected_;
   PageMask copied_out;
   PageMask unwatched;
-  PageMask folio;
-  std::uint16_t folio_pieces = 0;  // pieces that left `folio` by copy
-  bool small = false;              // the CPU maps the block by pages: known since it last was huge
   bool staging_watched = false;    // staging holds a remapped block, or will until drop_remapped()
   bool large_verified = false;     // `large` was compared with the kernel since the block was last moved out whole
 };

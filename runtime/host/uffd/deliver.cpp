@@ -128,10 +128,6 @@ void UffdMirror::deliver_by_move(Part part, PageOutcome& out) {
       const uffd::Step step = managed_.move(part.at(page), part.staging(page), (limit - page) * k_page_size);
       const auto moved = static_cast<unsigned>(step.bytes >> k_page_shift);
       const PageMask mask = PageMask::range(page, moved);
-      if (moved == k_block_pages) {
-        part.state.folio = {};
-        part.state.small = false;
-      }
       out.done |= mask;
       part.state.staged = part.state.staged - mask;
       part.state.large = part.state.large - mask;

@@ -187,20 +187,6 @@ bool ProcMaps::shared(std::uintptr_t addr) const noexcept {
   return (entry & k_pagemap_present) != 0 && (entry & k_pagemap_exclusive) == 0;
 }
 
-namespace {
-int collapse(std::uintptr_t base) {
-  constexpr int k_collapse = 25;                                            // MADV_COLLAPSE, not in older headers
-  return madvise(reinterpret_cast<void*>(base), k_block_size, k_collapse);  // NOLINT(performance-no-int-to-ptr)
-}
-}  // namespace
-
-bool ProcMaps::can_tell_held(std::uintptr_t base) const noexcept { return collapse(base) == 0; }
-
-bool ProcMaps::held(std::uintptr_t base) const noexcept {
-  if (collapse(base) == 0) return true;
-  return errno != EINVAL && errno != EBUSY;  // write-protected, or a hole; EAGAIN: references that no mapping explains
-}
-
 bool ProcMaps::huge(std::uintptr_t base) const noexcept {
   PageRegion region{};
   PmScanArg arg{};

@@ -42,14 +42,6 @@ class ProcMaps {
   PageMask write_protected(std::uintptr_t base) const noexcept;
   // The page at `addr` is present and mapped by another process, too (or by this one twice).
   bool shared(std::uintptr_t addr) const noexcept;
-  // Whether somebody holds a reference (I/O, a long-term pin) on the large folio that page 0 of the block belongs to. Page
-  // 0 must be present and unprotected, and some later page write-protected or absent: collapsing the block is tried, and
-  // the kernel counts references before it comes to the page that makes it give up. Unknown counts as held. Linux 6.1.
-  // Cost: 5 us, or 50 us when the kernel has to drain its LRU batches.
-  bool held(std::uintptr_t base) const noexcept;
-  // Whether held() can tell, asked while the block is mapped by one huge page: collapsing it is then nothing to do, unless
-  // the kernel would not even look at this area (MADV_NOHUGEPAGE, prctl).
-  bool can_tell_held(std::uintptr_t base) const noexcept;
   // The block at `base` is mapped by one huge page.
   bool huge(std::uintptr_t base) const noexcept;
 

@@ -149,7 +149,7 @@ PageOutcome UffdMirror::make_exclusive(std::uintptr_t base, const PageMask& page
     PageMask rest = part.pages;
     if (move_) {
       rest = {};
-      withdraw_by_move(part, out, rest, by_copy);
+      withdraw_by_move(part, out, rest);
     }
     if (rest.any()) withdraw_by_copy(Part{part.arena, base, rest, part.state}, out, by_copy);
   });

@@ -95,7 +95,7 @@ void UffdMirror::prepare(Transfer& t) {
     PageMask rest = part.pages;
     if (move_) {
       rest = {};
-      withdraw_by_move(part, t.outcome, rest, by_copy);
+      withdraw_by_move(part, t.outcome, rest);
     } else if (part.pages.full() && withdraw_by_remap(part, t.outcome)) {
       return;
     }

@@ -86,10 +86,6 @@ class UffdMirror final : public HostMirror {
   using Arena = uffd::Arena;
   // Runs of fewer pages without a staging page are cheaper to UFFDIO_COPY than to fault in and move.
   static constexpr unsigned k_fresh_pages = 64;
-  // Pieces of one huge page that leave by copy before it is split for good. Measured: a split costs 270-300 us, and pieces
-  // then 1-3 us each by MOVE; by copy the first piece costs 70-100 us, later ones 15-45 (which is the reading of the
-  // removal's event). So many pieces have cost about as much as the split, which bounds the loss at a factor of two.
-  static constexpr unsigned k_folio_pieces = 8;
   enum class Masks : std::uint8_t { by_copy, other };  // of Transfer::scratch
 
   // The part of one arena in a block. `state` belongs to the caller's claim.
@@ -129,10 +125,7 @@ class UffdMirror final : public HostMirror {
   static void store(Transfer& t, Masks which, const PageMask& mask);
 
   // withdraw.cpp
-  // by_copy: pages to withdraw by copy instead. in_place: pages that were already, as withdraw_by_copy says.
-  void withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy, PageMask& in_place);
-  // Takes what is better copied out of a huge page than moved. Returns the pages that are left to move.
-  PageMask withdraw_from_huge(Part part, PageOutcome& out, PageMask& by_copy);
+  void withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy);
   // Fallback, whole block. False: nothing was done, copy.
   bool withdraw_by_remap(Part part, PageOutcome& out);
   // Ends what withdraw_by_remap began: staging is empty and ordinary again.

@@ -20,11 +20,7 @@ bool UffdMirror::break_sharing(std::uintptr_t addr, std::size_t bytes) {
   return madvise(pointer(addr), bytes, MADV_POPULATE_WRITE) == 0;
 }
 
-void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy, PageMask& in_place) {
-  if (!part.pages.full()) {
-    part.pages = withdraw_from_huge(part, out, in_place);
-    if (part.pages.none()) return;
-  }
+void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy) {
   PageMask populated;
   bool know_populated = false;
   unsigned surprises = 0;     // answers that contradict each other: the application is changing the mapping
@@ -48,11 +44,6 @@ void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy
         if (moved == k_block_pages) {
           part.state.large = mask;
           part.state.large_verified = false;
-          part.state.folio = {};
-          part.state.small = false;
-        } else if (part.state.folio.intersects(mask)) {
-          part.state.folio = {};
-          part.state.small = true;
         }
         page += moved;
       }
@@ -144,40 +135,6 @@ void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy
       }
     }
   });
-}
-
-// What copying cannot see for itself is whether a page is pinned: a pin for writing that comes after the protection faults
-// and waits; one that was there before shows in the folio's references. That can be asked through page 0 only, so a piece
-// that has page 0 moves.
-PageMask UffdMirror::withdraw_from_huge(Part part, PageOutcome& out, PageMask& by_copy) {
-  uffd::BlockState& s = part.state;
-  if (s.folio.none()) {
-    if (s.small) return part.pages;
-    if (!maps_.huge(part.base)) {
-      s.small = true;
-      return part.pages;
-    }
-    if (part.pages.test(0) || !maps_.can_tell_held(part.base)) return part.pages;
-    s.folio = PageMask::all();
-    s.folio_pieces = 0;
-  }
-  const PageMask pieces = part.pages & s.folio;
-  unsigned count = 0;
-  pieces.for_each_run([&](unsigned, unsigned) { ++count; });
-  const bool askable = s.folio.test(0) && !pieces.test(0) && !s.protected_.test(0);
-  if (count == 0 || !askable || s.folio_pieces + count > k_folio_pieces) return part.pages;
-  PageOutcome copied;
-  PageMask ours;
-  withdraw_by_copy(Part{part.arena, part.base, pieces, s}, copied, ours);
-  if (copied.done != pieces || maps_.held(part.base)) {
-    undo_protection(Part{part.arena, part.base, ours, s}, ours, false);
-    return part.pages;
-  }
-  out.done |= pieces;
-  by_copy |= ours;
-  s.folio = s.folio - pieces;
-  s.folio_pieces = static_cast<std::uint16_t>(s.folio_pieces + count);
-  return part.pages - pieces;
 }
 
 // mremap with MREMAP_DONTUNMAP (Linux 5.7) moves the page-table entries of a block and leaves the area in place and
