@@ -42,26 +42,26 @@ extern "C" {
 
 typedef enum hmmrt_result {
   HMMRT_SUCCESS = 0,
-  HMMRT_ERROR_INVALID_VALUE = 1,       /* an argument is null, zero, out of range, or overflows */
-  HMMRT_ERROR_INVALID_HANDLE = 2,      /* not a live context, stream, event or range of this library */
-  HMMRT_ERROR_INVALID_DEVICE = 3,      /* no such device in this context */
-  HMMRT_ERROR_INVALID_OPTION = 4,      /* no option of that name, or a value outside its range */
-  HMMRT_ERROR_NOT_MANAGED = 5,         /* the address is not (wholly) managed memory */
-  HMMRT_ERROR_ALREADY_MANAGED = 6,     /* registering memory that is managed already */
-  HMMRT_ERROR_MISALIGNED = 7,          /* address or size is not a multiple of what is required */
-  HMMRT_ERROR_NOT_ANONYMOUS = 8,       /* registering memory that is not a private anonymous mapping */
-  HMMRT_ERROR_OUT_OF_MEMORY = 9,       /* system memory or address space */
-  HMMRT_ERROR_DEVICE_FULL = 10,        /* no device memory left and nothing may be evicted or mapped remotely */
-  HMMRT_ERROR_BUSY = 11,               /* in use by a launch or by another call: try again after synchronizing */
-  HMMRT_ERROR_PINNED = 12,             /* the pages are pinned */
-  HMMRT_ERROR_ILLEGAL_ADDRESS = 13,    /* a kernel touched unmanaged memory */
-  HMMRT_ERROR_ACCESS_DENIED = 14,      /* a kernel needed rights that the CPU's mapping does not give */
-  HMMRT_ERROR_NOT_READY = 15,          /* query: work is still running */
-  HMMRT_ERROR_NOT_SUPPORTED = 16,      /* this platform, device or kernel cannot do it */
-  HMMRT_ERROR_FORKED = 17,             /* the handle belongs to the parent process */
-  HMMRT_ERROR_IN_KERNEL = 18,          /* API called from inside a kernel */
-  HMMRT_ERROR_SYSTEM = 19,             /* the operating system refused; the detail text names the call and errno */
-  HMMRT_ERROR_INTERNAL = 20            /* a bug in this library */
+  HMMRT_ERROR_INVALID_VALUE = 1,    /* an argument is null, zero, out of range, or overflows */
+  HMMRT_ERROR_INVALID_HANDLE = 2,   /* not a live context, stream, event or range of this library */
+  HMMRT_ERROR_INVALID_DEVICE = 3,   /* no such device in this context */
+  HMMRT_ERROR_INVALID_OPTION = 4,   /* no option of that name, or a value outside its range */
+  HMMRT_ERROR_NOT_MANAGED = 5,      /* the address is not (wholly) managed memory */
+  HMMRT_ERROR_ALREADY_MANAGED = 6,  /* registering memory that is managed already */
+  HMMRT_ERROR_MISALIGNED = 7,       /* address or size is not a multiple of what is required */
+  HMMRT_ERROR_NOT_ANONYMOUS = 8,    /* registering memory that is not a private anonymous mapping */
+  HMMRT_ERROR_OUT_OF_MEMORY = 9,    /* system memory or address space */
+  HMMRT_ERROR_DEVICE_FULL = 10,     /* no device memory left and nothing may be evicted or mapped remotely */
+  HMMRT_ERROR_BUSY = 11,            /* in use by a launch or by another call: try again after synchronizing */
+  HMMRT_ERROR_PINNED = 12,          /* the pages are pinned */
+  HMMRT_ERROR_ILLEGAL_ADDRESS = 13, /* a kernel touched unmanaged memory */
+  HMMRT_ERROR_ACCESS_DENIED = 14,   /* a kernel needed rights that the CPU's mapping does not give */
+  HMMRT_ERROR_NOT_READY = 15,       /* query: work is still running */
+  HMMRT_ERROR_NOT_SUPPORTED = 16,   /* this platform, device or kernel cannot do it */
+  HMMRT_ERROR_FORKED = 17,          /* the handle belongs to the parent process */
+  HMMRT_ERROR_IN_KERNEL = 18,       /* API called from inside a kernel */
+  HMMRT_ERROR_SYSTEM = 19,          /* the operating system refused; the detail text names the call and errno */
+  HMMRT_ERROR_INTERNAL = 20         /* a bug in this library */
 } hmmrt_result_t;
 
 /* The enumerator's name ("HMMRT_ERROR_PINNED"); "HMMRT_ERROR_UNKNOWN" for other values. Static string. */
@@ -94,9 +94,9 @@ typedef struct hmmrt_option {
 typedef struct hmmrt_option_info {
   size_t size;
   const char* name;
-  const char* environment;  /* "HMMRT_POLICY" */
+  const char* environment; /* "HMMRT_POLICY" */
   const char* default_value;
-  const char* range;        /* for people: "first_touch_4k|...", "0..1000000", "bytes, 2M..1T" */
+  const char* range; /* for people: "first_touch_4k|...", "0..1000000", "bytes, 2M..1T" */
   const char* doc;
 } hmmrt_option_info_t;
 
@@ -112,7 +112,8 @@ typedef struct hmmrt_context_desc {
   const hmmrt_option_t* options;
   uint32_t option_count;
 } hmmrt_context_desc_t;
-#define HMMRT_CONTEXT_DESC_INIT { sizeof(hmmrt_context_desc_t), NULL, 0 }
+#define HMMRT_CONTEXT_DESC_INIT \
+  { sizeof(hmmrt_context_desc_t), NULL, 0 }
 
 /* Creates a context: finds devices, starts the host mirror and the fault service. `desc` may be null.
  * Cost: milliseconds, a few threads. Counterpart: none in HIP (implicit); a CUDA context. */
@@ -126,13 +127,13 @@ HMMRT_API hmmrt_result_t hmmrt_context_synchronize(hmmrt_context_t context);
 typedef struct hmmrt_context_info {
   size_t size;
   char policy[32];
-  char host_mirror[32];        /* "uffd" */
-  char host_path[160];         /* "move", or "fallback: why" */
-  char host_note[512];         /* what is missing on this machine and what it costs; "" when nothing */
+  char host_mirror[32]; /* "uffd" */
+  char host_path[160];  /* "move", or "fallback: why" */
+  char host_note[512];  /* what is missing on this machine and what it costs; "" when nothing */
   uint32_t device_count;
-  uint32_t kernel_faults;      /* 1: system calls given device-resident buffers work */
-  uint32_t write_protect;      /* 1: read-only duplicates possible */
-  uint32_t move;               /* 1: UFFDIO_MOVE in use */
+  uint32_t kernel_faults; /* 1: system calls given device-resident buffers work */
+  uint32_t write_protect; /* 1: read-only duplicates possible */
+  uint32_t move;          /* 1: UFFDIO_MOVE in use */
   uint64_t page_bytes, block_bytes;
 } hmmrt_context_info_t;
 HMMRT_API hmmrt_result_t hmmrt_context_get_info(hmmrt_context_t context, hmmrt_context_info_t* info);
@@ -150,12 +151,12 @@ typedef struct hmmrt_device_info {
   size_t size;
   char name[64];
   char description[128];
-  uint32_t capabilities;       /* HMMRT_DEVICE_* */
+  uint32_t capabilities; /* HMMRT_DEVICE_* */
   uint32_t compute_units;
   uint32_t wave_size;
   uint32_t fault_buffer_entries;
   uint64_t memory_bytes;
-  uint64_t memory_free_bytes;  /* free now; managed memory can always evict */
+  uint64_t memory_free_bytes; /* free now; managed memory can always evict */
 } hmmrt_device_info_t;
 
 HMMRT_API hmmrt_result_t hmmrt_device_count(hmmrt_context_t context, uint32_t* count);
@@ -256,7 +257,7 @@ typedef struct hmmrt_kernel {
   size_t size;
   const char* name;
   void (*run)(const void* functor, const hmmrt_grid_t* grid, uint64_t first, uint64_t count);
-  const void* functor;       /* copied at the call; at most 4096 bytes */
+  const void* functor; /* copied at the call; at most 4096 bytes */
   size_t functor_bytes;
 } hmmrt_kernel_t;
 /* Enqueues the kernel and returns. Counterpart: hipLaunchKernel. */
@@ -293,8 +294,8 @@ typedef struct hmmrt_stats {
   uint64_t bytes_peer_by_cause[HMMRT_CAUSE_COUNT];
   uint64_t pages_duplicated, duplicates_collapsed, pages_dropped_clean;
   uint64_t pages_mapped_remote, remote_accesses;
-  uint64_t evictions, pages_evicted, refaults;            /* refault: evicted, then faulted back */
-  uint64_t ping_pong_blocks, throttles, pins, unpins;     /* what was detected and what was done about it */
+  uint64_t evictions, pages_evicted, refaults;        /* refault: evicted, then faulted back */
+  uint64_t ping_pong_blocks, throttles, pins, unpins; /* what was detected and what was done about it */
   uint64_t exclusive_grants, exclusive_revokes;
   uint64_t pages_busy, pages_pinned, pages_gone, pages_forbidden; /* per-page refusals by the kernel */
   uint64_t invalidations, spurious_invalidations, retries;

@@ -41,9 +41,9 @@ typedef union hmmrt_policy_history {
  * append members. */
 typedef struct hmmrt_policy_block {
   size_t size;
-  uint64_t base;                         /* address, 2 MiB aligned */
-  uint64_t pinned_until_ns;              /* residency is held until then; 0: not held */
-  hmmrt_page_mask_t valid;               /* pages that are managed memory */
+  uint64_t base;            /* address, 2 MiB aligned */
+  uint64_t pinned_until_ns; /* residency is held until then; 0: not held */
+  hmmrt_page_mask_t valid;  /* pages that are managed memory */
   hmmrt_page_mask_t resident_here;
   hmmrt_page_mask_t resident_cpu;        /* in system memory, never-touched pages included */
   hmmrt_page_mask_t resident_peer;       /* on some other device */
@@ -71,10 +71,10 @@ typedef struct hmmrt_policy_faults {
 typedef struct hmmrt_policy_context {
   size_t size;
   uint64_t now_ns;
-  uint64_t device_frames;      /* of the faulting device, in pages; 0 when the CPU faults */
+  uint64_t device_frames; /* of the faulting device, in pages; 0 when the CPU faults */
   uint64_t device_free_frames;
-  uint32_t fault_ns;           /* what one fault costs here, measured; 0: unknown */
-  uint32_t flags;              /* HMMRT_POLICY_* */
+  uint32_t fault_ns; /* what one fault costs here, measured; 0: unknown */
+  uint32_t flags;    /* HMMRT_POLICY_* */
 } hmmrt_policy_context_t;
 
 /* The answer; comes zeroed, with `to` the faulting processor. Faulted pages in no mask are throttled when throttle_ns is
@@ -87,7 +87,7 @@ typedef struct hmmrt_policy_plan {
   uint64_t throttle_ns;        /* look at the throttled pages again after this long */
   uint64_t pin_ns;             /* hold the residency this leaves; remote mappings end with it */
   uint32_t to;
-  uint32_t reason;             /* leave as it is */
+  uint32_t reason; /* leave as it is */
 } hmmrt_policy_plan_t;
 
 typedef struct hmmrt_policy_ops {

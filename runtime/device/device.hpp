@@ -33,18 +33,18 @@ struct DeviceCaps {
 };
 
 struct DeviceInfo {
-  std::string name;               // "soft:0"
-  std::string description;        // one line for people
-  std::uint64_t memory_bytes = 0; // frames * 4 KiB
+  std::string name;                // "soft:0"
+  std::string description;         // one line for people
+  std::uint64_t memory_bytes = 0;  // frames * 4 KiB
   std::uint32_t compute_units = 0;
-  std::uint32_t wave_size = 0;    // lanes of a wave
+  std::uint32_t wave_size = 0;  // lanes of a wave
   std::uint32_t fault_buffer_entries = 0;
   DeviceCaps caps;
 };
 
 // One entry of the fault buffer. The access stays stalled until its page is replayed or the launch is cancelled.
 struct DeviceFault {
-  std::uintptr_t addr = 0;   // byte address of the access
+  std::uintptr_t addr = 0;  // byte address of the access
   std::uint64_t time_ns = 0;
   std::uint32_t launch = 0;  // which launch faulted (cancel() takes it)
   std::uint32_t wave = 0;
@@ -53,8 +53,8 @@ struct DeviceFault {
 
 // A hot region that a device accesses remotely (capability access_counters).
 struct AccessCount {
-  std::uintptr_t base = 0;   // block address
-  std::uint32_t count = 0;   // remote accesses since the last report
+  std::uintptr_t base = 0;  // block address
+  std::uint32_t count = 0;  // remote accesses since the last report
   Processor resident = k_cpu;
 };
 

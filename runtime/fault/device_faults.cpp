@@ -20,9 +20,7 @@ constexpr std::uint32_t k_full_rounds = 2'000;      // fruitless rounds before a
 class FaultService::DeviceJobs final : public Jobs {
  public:
   DeviceJobs(FaultService& service, Processor p)
-      : service_(service),
-        p_(p),
-        frames_left_(service.house_.device(p).info().memory_bytes / k_page_size / 2) {}
+      : service_(service), p_(p), frames_left_(service.house_.device(p).info().memory_bytes / k_page_size / 2) {}
 
   bool plan(std::size_t i, Work& work) override {
     House& house = service_.house_;
@@ -160,8 +158,11 @@ bool FaultService::serve_device(Processor p) {
       }
     }
     if (house_.log.on()) {
-      house_.log.record({.time_ns = house_.clock.now_ns(), .a = n, .b = batch.size(),
-                         .kind = EventKind::fault_batch, .processor = p});
+      house_.log.record({.time_ns = house_.clock.now_ns(),
+                         .a = n,
+                         .b = batch.size(),
+                         .kind = EventKind::fault_batch,
+                         .processor = p});
     }
     DeviceJobs jobs(*this, p);
     device_pipeline_.run(batch.size(), jobs);

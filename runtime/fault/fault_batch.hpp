@@ -26,7 +26,8 @@ class FaultBatch {
 
   void clear();
   // Adds one fault; false when a new block no longer fits.
-  bool add(Processor processor, std::uintptr_t addr, Access access, std::uint64_t time_ns, bool protected_write = false);
+  bool add(Processor processor, std::uintptr_t addr, Access access, std::uint64_t time_ns,
+           bool protected_write = false);
   // Orders the groups. Call once, after the last add().
   void sort();
 

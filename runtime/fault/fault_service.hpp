@@ -24,9 +24,9 @@
 namespace hmmrt {
 
 struct FaultServiceConfig {
-  std::uint32_t batch_size = 256;   // faults per fetch, 1..256
-  unsigned tokens = 4;              // blocks in flight in the device thread's pipeline
-  unsigned threads = 2;             // its arena, the device thread included
+  std::uint32_t batch_size = 256;  // faults per fetch, 1..256
+  unsigned tokens = 4;             // blocks in flight in the device thread's pipeline
+  unsigned threads = 2;            // its arena, the device thread included
   bool access_counter_migration = true;
 };
 
@@ -135,11 +135,11 @@ class FaultService {
   std::vector<HostEvent> events_;  // faults read and not yet served: the first event_count_
   std::size_t event_count_ = 0;
   std::vector<Pending> host_pending_, host_retrying_;
-  Word serving_{0};                // odd while faults are being served
-  bool interrupted_ = false;       // the latest round began without an event
+  Word serving_{0};           // odd while faults are being served
+  bool interrupted_ = false;  // the latest round began without an event
   mutable SpinLock remaps_lock_;
-  std::vector<Remap> remaps_;      // oldest first
-  std::vector<Block*> noticed_;    // blocks with fresh notices
+  std::vector<Remap> remaps_;    // oldest first
+  std::vector<Block*> noticed_;  // blocks with fresh notices
   std::atomic<std::thread::id> event_thread_;
 
   std::thread threads_[2];

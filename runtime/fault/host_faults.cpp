@@ -92,8 +92,7 @@ class FaultService::HostJobs final : public Jobs {
     {
       const std::lock_guard guard(block.state_lock);
       served = missing & block.on_cpu;
-      served.for_each(
-          [&](unsigned page) { service_.house_.host.populate_unclaimed(g.base + page * k_page_size); });
+      served.for_each([&](unsigned page) { service_.house_.host.populate_unclaimed(g.base + page * k_page_size); });
       block.notices.cpu_waiting = true;
     }
     if (block.try_claim()) return true;  // released just now: nobody would tell us

@@ -51,8 +51,8 @@ PolicyContext context_of(const House& house, Processor p, std::uint64_t now_ns) 
   return c;
 }
 
-PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const PageMask& pages,
-                    Work& work, Plan& plan) {
+PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const PageMask& pages, Work& work,
+                    Plan& plan) {
   const Processor p = group.processor;
   const std::uint64_t now = house.clock.now_ns();
   const BlockView view = view_of(house, block, p);
@@ -86,9 +86,16 @@ PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const P
   if (ping_pong && !block.ping_pong) tally.add(Count::ping_pong_blocks);
   block.ping_pong = ping_pong;
   if (house.log.on()) {
-    house.log.record({.time_ns = now, .base = block.base, .a = work.pages.count(), .b = work.remote.count(),
-                      .c = work.duplicate.count(), .pages = pages.count(), .kind = EventKind::decision,
-                      .processor = p, .peer = work.to, .detail = static_cast<std::uint8_t>(plan.reason)});
+    house.log.record({.time_ns = now,
+                      .base = block.base,
+                      .a = work.pages.count(),
+                      .b = work.remote.count(),
+                      .c = work.duplicate.count(),
+                      .pages = pages.count(),
+                      .kind = EventKind::decision,
+                      .processor = p,
+                      .peer = work.to,
+                      .detail = static_cast<std::uint8_t>(plan.reason)});
   }
   return waiting;
 }

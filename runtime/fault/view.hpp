@@ -13,7 +13,6 @@ PolicyContext context_of(const House& house, Processor p, std::uint64_t now_ns);
 
 // Asks the policy about `pages` of the group and writes its answer into `work`. Returns the pages to leave alone for
 // plan.throttle_ns. Counts what the policy did about ping-pong.
-PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const PageMask& pages,
-                    Work& work, Plan& plan);
+PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const PageMask& pages, Work& work, Plan& plan);
 
 }  // namespace hmmrt

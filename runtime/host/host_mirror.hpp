@@ -48,13 +48,13 @@ enum class Direction : std::uint8_t { to_device, to_host };
 struct Transfer {
   std::uintptr_t base = 0;
   Direction direction = Direction::to_device;
-  bool duplicate = false;        // to_device: the CPU keeps reading. to_host: deliver read-only, the device keeps reading.
+  bool duplicate = false;  // to_device: the CPU keeps reading. to_host: deliver read-only, the device keeps reading.
   Device* device = nullptr;
-  const Frame* frames = nullptr; // 512 entries, valid for outcome.done pages before copy()
-  PageMask pages;                // asked for
-  PageMask clean;                // to_host: pages the device has not written since they were withdrawn here
-  PageMask copied;               // out of copy(): pages whose bytes really moved (the rest needed no copy)
-  PageOutcome outcome;           // out of prepare(); commit() may still move pages from done to busy/gone
+  const Frame* frames = nullptr;  // 512 entries, valid for outcome.done pages before copy()
+  PageMask pages;                 // asked for
+  PageMask clean;                 // to_host: pages the device has not written since they were withdrawn here
+  PageMask copied;                // out of copy(): pages whose bytes really moved (the rest needed no copy)
+  PageOutcome outcome;            // out of prepare(); commit() may still move pages from done to busy/gone
   CopyTicket ticket = 0;
   std::array<std::uint64_t, 16> scratch{};
 };
@@ -63,22 +63,22 @@ enum class HostEventKind : std::uint8_t { fault, remove, unmap, remap };
 
 struct HostEvent {
   HostEventKind kind = HostEventKind::fault;
-  Access access = Access::read;     // fault
-  bool write_protected = false;     // fault on a present, write-protected page
-  std::uintptr_t addr = 0;          // fault: byte address. Others: start of the range
-  std::size_t bytes = 0;            // remove, unmap, remap
-  std::uintptr_t to = 0;            // remap: new address
+  Access access = Access::read;  // fault
+  bool write_protected = false;  // fault on a present, write-protected page
+  std::uintptr_t addr = 0;       // fault: byte address. Others: start of the range
+  std::size_t bytes = 0;         // remove, unmap, remap
+  std::uintptr_t to = 0;         // remap: new address
   std::uint64_t time_ns = 0;
-  std::uint32_t thread = 0;         // fault: faulting thread id, or 0 when the kernel does not say
+  std::uint32_t thread = 0;  // fault: faulting thread id, or 0 when the kernel does not say
 };
 
 struct HostMirrorInfo {
-  std::string name;         // "uffd"
-  std::string path;         // how pages are withdrawn and why: "move" or "fallback: kernel 6.1 has no UFFDIO_MOVE"
-  std::string note;         // what is missing and what it costs; "" when nothing
-  bool kernel_faults = false;   // system calls given device-resident buffers work
-  bool write_protect = false;   // read-only duplicates beside the CPU's mapping are possible
-  bool any_pointer = false;     // pointers need no registration (shim, kfd with XNACK)
+  std::string name;            // "uffd"
+  std::string path;            // how pages are withdrawn and why: "move" or "fallback: kernel 6.1 has no UFFDIO_MOVE"
+  std::string note;            // what is missing and what it costs; "" when nothing
+  bool kernel_faults = false;  // system calls given device-resident buffers work
+  bool write_protect = false;  // read-only duplicates beside the CPU's mapping are possible
+  bool any_pointer = false;    // pointers need no registration (shim, kfd with XNACK)
 };
 
 class HostMirror {
@@ -120,9 +120,9 @@ class HostMirror {
 
   // --- transfers ------------------------------------------------------------------------------------------------
   virtual void prepare(Transfer& t) = 0;
-  virtual void copy(Transfer& t) = 0;      // starts; sets t.ticket and t.copied
+  virtual void copy(Transfer& t) = 0;         // starts; sets t.ticket and t.copied
   virtual bool finish_copy(Transfer& t) = 0;  // waits; false when the copy failed (caller rolls back)
-  virtual void commit(Transfer& t) = 0;    // delivering also wakes the threads that faulted on the pages
+  virtual void commit(Transfer& t) = 0;       // delivering also wakes the threads that faulted on the pages
   virtual void rollback(Transfer& t) = 0;
 
   // --- single steps ---------------------------------------------------------------------------------------------

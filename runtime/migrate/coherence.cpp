@@ -118,8 +118,7 @@ void take_away_for_good(House& house, Block& block, const PageMask& pages) {
 }
 
 void take_write_away(House& house, Block& block, const PageMask& pages) {
-  remove_translations(house, block,
-                      [&](Processor, const DevicePart& part) { return part.writable & pages; });
+  remove_translations(house, block, [&](Processor, const DevicePart& part) { return part.writable & pages; });
 }
 
 void drop_frames(House& house, Block& block, Processor p, const PageMask& pages) {
@@ -150,8 +149,7 @@ void map_frames(House& house, Block& block, Processor p, const PageMask& wanted,
   const PageMask pages = wanted - ((rights == Rights::write ? part.writable : part.mapped) - part.remote);
   if (pages.none()) return;
   map_runs(
-      house.device(p), block.base, pages, rights,
-      [&](unsigned page, MapSpan& span) { span.frame = part.frames[page]; },
+      house.device(p), block.base, pages, rights, [&](unsigned page, MapSpan& span) { span.frame = part.frames[page]; },
       [&](unsigned page) { return part.frames[page] == part.frames[page - 1] + 1; });
   note_mapped(part, pages, rights, false);
 }
@@ -242,10 +240,9 @@ void settle(House& house, Block& block) {
   if (!taken.any()) return;
   const PageMask lost = (taken.removed | taken.unmapped) & block.valid;
   const PageMask elsewhere = (lost - block.on_cpu) | (lost & block.resident_on_devices());
-  house.tally(block, k_cpu, block.base)
-      .add(elsewhere.any() ? Count::invalidations : Count::spurious_invalidations);
-  house.log.record({.time_ns = house.clock.now_ns(), .base = block.base, .pages = lost.count(),
-                    .kind = EventKind::invalidated});
+  house.tally(block, k_cpu, block.base).add(elsewhere.any() ? Count::invalidations : Count::spurious_invalidations);
+  house.log.record(
+      {.time_ns = house.clock.now_ns(), .base = block.base, .pages = lost.count(), .kind = EventKind::invalidated});
   if (const PageMask here = taken.removed & block.valid & block.on_cpu; here.any()) {
     house.host.watch_drop(block.base, here);
     block.dropping |= here;

@@ -50,7 +50,12 @@ class Run {
  public:
   Run(House& house, Jobs& jobs, std::size_t count, std::vector<std::unique_ptr<Work>>& works,
       std::vector<std::unique_ptr<Work>>& spares)
-      : house_(house), jobs_(jobs), count_(count), works_(works), spares_(spares), slots_(static_cast<unsigned>(works.size())) {}
+      : house_(house),
+        jobs_(jobs),
+        count_(count),
+        works_(works),
+        spares_(spares),
+        slots_(static_cast<unsigned>(works.size())) {}
 
   Token* claim_and_plan(tbb::flow_control& control) {
     tsan_acquire(this);
@@ -126,9 +131,7 @@ struct Stage {
 }  // namespace
 
 Pipeline::Pipeline(House& house, unsigned tokens, unsigned threads)
-    : house_(house),
-      tokens_(std::min(tokens, k_max_tokens)),
-      arena_(static_cast<int>(threads), 1) {
+    : house_(house), tokens_(std::min(tokens, k_max_tokens)), arena_(static_cast<int>(threads), 1) {
   for (unsigned i = 0; i < tokens_; ++i) {
     works_.push_back(std::make_unique<Work>());
     spares_.push_back(std::make_unique<Work>());

@@ -63,13 +63,11 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
   claimed.erase(std::unique(claimed.begin(), claimed.end()), claimed.end());
   for (Block* block : claimed) block->claim();
 
-  house.space.for_each_block(from, bytes, [&](Block& block, const PageMask& pages) {
-    untranslate(house, block, pages & block.valid);
-  });
+  house.space.for_each_block(
+      from, bytes, [&](Block& block, const PageMask& pages) { untranslate(house, block, pages & block.valid); });
   (void)house.host.rehome(from, to, bytes);
-  house.space.for_each_block(to, bytes, [&](Block& block, const PageMask&) {
-    block.range = block.valid.none() ? range : nullptr;
-  });
+  house.space.for_each_block(
+      to, bytes, [&](Block& block, const PageMask&) { block.range = block.valid.none() ? range : nullptr; });
   house.space.for_each_block(from, bytes, [&](Block& block, const PageMask& pages) {
     const PageMask mine = pages & block.valid;
     mine.for_each([&](unsigned page) {

@@ -136,8 +136,7 @@ void with_claims(House& house, std::uintptr_t addr, std::size_t bytes, Fn&& fn) 
 
 Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registered, Range** out) {
   if (Status s = house.space.add_range(addr, bytes, registered, out); !s.ok()) return s;
-  with_claims(house, addr, bytes,
-              [&](Block& block, const PageMask& pages) { make_valid(house, block, pages, *out); });
+  with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { make_valid(house, block, pages, *out); });
   return {};
 }
 

@@ -43,7 +43,8 @@ Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t by
 Status unpin(House& house, std::uintptr_t addr, std::size_t bytes);
 
 // `p` is the processor of the advice's location. Returns whether any page's advice changed.
-bool advise(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice, Processor p);
+bool advise(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice,
+            Processor p);
 
 // Residency of the whole range when it is one processor's (the CPU's, where it also has read-only copies on devices);
 // k_no_processor when mixed.

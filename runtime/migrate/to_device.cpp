@@ -258,7 +258,7 @@ void finish_copy_to_device(House& house, Work& w) {
     const PageMask taken = t->outcome.taken();
     {
       const DeliveryGuard guard(house.gate);
-      PageMask wanted = still_wanted(b, taken);  // settle() takes care of the others
+      PageMask wanted = still_wanted(b, taken);            // settle() takes care of the others
       if (t == &w.dup) wanted = wanted - b.cpu_protected;  // another device has a copy: the protection stays
       t->outcome.done = t->outcome.done & wanted;
       t->outcome.not_populated = t->outcome.not_populated & wanted;
@@ -359,8 +359,12 @@ void commit_to_device(House& house, Work& w) {
   if (moved.any()) house.policy.on_migrated(b.history, moved, k_cpu, w.to, w.cause, now);
   if (peer_moved.any()) house.policy.on_migrated(b.history, peer_moved, w.peer, w.to, w.cause, now);
   if (house.log.on() && w.moved.any()) {
-    house.log.record({.time_ns = now, .base = b.base, .pages = w.moved.count(), .kind = EventKind::migrated,
-                      .processor = peer_moved.any() ? w.peer : k_cpu, .peer = w.to,
+    house.log.record({.time_ns = now,
+                      .base = b.base,
+                      .pages = w.moved.count(),
+                      .kind = EventKind::migrated,
+                      .processor = peer_moved.any() ? w.peer : k_cpu,
+                      .peer = w.to,
                       .detail = static_cast<std::uint8_t>(w.cause)});
   }
   house.device(w.to).replay(b.base, w.satisfied);

@@ -135,8 +135,13 @@ void commit_to_host(House& house, Work& w) {
   const std::uint64_t now = house.clock.now_ns();
   house.policy.on_migrated(b.history, moved, w.peer, k_cpu, w.cause, now);
   if (house.log.on()) {
-    house.log.record({.time_ns = now, .base = b.base, .pages = moved.count(), .kind = EventKind::migrated,
-                      .processor = w.peer, .peer = k_cpu, .detail = static_cast<std::uint8_t>(w.cause)});
+    house.log.record({.time_ns = now,
+                      .base = b.base,
+                      .pages = moved.count(),
+                      .kind = EventKind::migrated,
+                      .processor = w.peer,
+                      .peer = k_cpu,
+                      .detail = static_cast<std::uint8_t>(w.cause)});
   }
 }
 

@@ -95,8 +95,12 @@ void evict(House& house, Block& block, Processor p, Work& spare, Cause cause) {
     tally.add(Count::evictions);
     tally.add(Count::pages_evicted, left.count());
     if (house.log.on()) {
-      house.log.record({.time_ns = house.clock.now_ns(), .base = block.base, .pages = left.count(),
-                        .kind = EventKind::evicted, .processor = p, .peer = k_cpu});
+      house.log.record({.time_ns = house.clock.now_ns(),
+                        .base = block.base,
+                        .pages = left.count(),
+                        .kind = EventKind::evicted,
+                        .processor = p,
+                        .peer = k_cpu});
     }
   }
 }
@@ -122,7 +126,8 @@ bool make_room(House& house, Processor p, std::uint64_t pages, Work& spare) {
       candidates[i].resident_pages = static_cast<std::uint16_t>(part->resident.count());
       candidates[i].clean_pages = static_cast<std::uint16_t>((part->resident & (part->staged | b.on_cpu)).count());
       candidates[i].pinned = now < b.held_until_ns && b.held.intersects(part->resident);
-      candidates[i].preferred_here = b.advice != nullptr && b.advice->preferred[part->resident.next(0) % k_block_pages] == p;
+      candidates[i].preferred_here =
+          b.advice != nullptr && b.advice->preferred[part->resident.next(0) % k_block_pages] == p;
     }
     const std::size_t victim = choose_victim({candidates.data(), n});
     for (std::size_t i = 0; i < n; ++i) {

@@ -27,8 +27,10 @@ PageMask prefetch(const BlockView& block, const PageMask& faulted, const PolicyC
   const PageMask barred =
       not_to_prefetch(block, context) | taken | faulted | pages_of((v.warm & ~granules_of(faulted)) | closed);
   // A huge page costs more to split than to copy: where there is room, it comes as a whole.
-  const bool roomy = context.device_free_frames * 4 >= context.device_frames && context.device_free_frames >= k_block_pages;
-  if (block.cpu_huge && context.device_frames != 0 && roomy && closed == 0 && !v.refaulting) return block.valid - barred;
+  const bool roomy =
+      context.device_free_frames * 4 >= context.device_frames && context.device_free_frames >= k_block_pages;
+  if (block.cpu_huge && context.device_frames != 0 && roomy && closed == 0 && !v.refaulting)
+    return block.valid - barred;
 
   PageMask region = density_region(block.resident_here, faulted, block.valid, threshold, ~closed);
   PageMask extra = region - barred;

@@ -54,8 +54,8 @@ struct DevicePart {
 // Advice and other facts that few blocks have.
 struct BlockAdvice {
   PageMask read_mostly;
-  std::array<std::uint8_t, k_block_pages> preferred;       // processor, k_no_processor when none
-  std::array<std::uint8_t, k_block_pages> last_prefetch;   // processor, k_no_processor when none
+  std::array<std::uint8_t, k_block_pages> preferred;      // processor, k_no_processor when none
+  std::array<std::uint8_t, k_block_pages> last_prefetch;  // processor, k_no_processor when none
   std::array<ProcessorSet, k_block_pages> accessed_by{};
   std::array<std::uint16_t, k_block_pages> pins{};
   BlockAdvice() {
@@ -66,8 +66,8 @@ struct BlockAdvice {
 
 // Invalidations heard of and not yet acted on.
 struct Notices {
-  PageMask removed;   // the application dropped the contents (madvise)
-  PageMask unmapped;  // the application unmapped the pages
+  PageMask removed;          // the application dropped the contents (madvise)
+  PageMask unmapped;         // the application unmapped the pages
   bool cpu_waiting = false;  // a CPU fault waits for the claim: tell the event thread at release
   bool any() const { return removed.any() || unmapped.any(); }
 };
@@ -119,13 +119,13 @@ class Block {
 
   PageMask valid;
   PageMask on_cpu;
-  PageMask cpu_protected;  // write-protected on the CPU because a device holds a read-only copy
-  PageMask read_only;      // the application's mapping forbids writing
-  PageMask no_access;      // ... forbids everything
-  PageMask dropping;       // the application is dropping these; the kernel may not have cleared them yet
+  PageMask cpu_protected;               // write-protected on the CPU because a device holds a read-only copy
+  PageMask read_only;                   // the application's mapping forbids writing
+  PageMask no_access;                   // ... forbids everything
+  PageMask dropping;                    // the application is dropping these; the kernel may not have cleared them yet
   std::uint64_t dropping_until_ns = 0;  // ... for no longer than this
-  PageMask pinned;         // by hmmrt_pin
-  PageMask held;           // residency held by the policy until held_until_ns
+  PageMask pinned;                      // by hmmrt_pin
+  PageMask held;                        // residency held by the policy until held_until_ns
   std::uint64_t held_until_ns = 0;
   bool ping_pong = false;  // as last reported in statistics
   BlockHistory history;

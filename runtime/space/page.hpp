@@ -34,7 +34,15 @@ enum class Rights : std::uint8_t { none, read, write };
 constexpr Rights rights_for(Access a) { return a == Access::read ? Rights::read : Rights::write; }
 
 // Why pages moved.
-enum class Cause : std::uint8_t { fault, prefetch_heuristic, prefetch_user, eviction, coherence, access_counter, advice };
+enum class Cause : std::uint8_t {
+  fault,
+  prefetch_heuristic,
+  prefetch_user,
+  eviction,
+  coherence,
+  access_counter,
+  advice
+};
 constexpr unsigned k_causes = 7;
 
 // One frame: index of a 4 KiB page in one device's memory.

@@ -15,18 +15,21 @@
 namespace hmmrt {
 
 enum class EventKind : std::uint8_t {
-  fault_batch,   // a: faults, b: blocks
-  decision,      // pages: faulted pages, a: migrated, b: remote, c: duplicated; detail: Reason
-  migrated,      // pages; detail: Cause; processor -> peer
-  evicted,       // pages, processor: from
-  mapped_remote, // pages
-  throttled, pinned, unpinned,
+  fault_batch,    // a: faults, b: blocks
+  decision,       // pages: faulted pages, a: migrated, b: remote, c: duplicated; detail: Reason
+  migrated,       // pages; detail: Cause; processor -> peer
+  evicted,        // pages, processor: from
+  mapped_remote,  // pages
+  throttled,
+  pinned,
+  unpinned,
   invalidated,   // the host changed mappings: pages
   cpu_fault,     // one page; detail: Access
   replayed,      // pages
   cancelled,     // a: address
   hint_ignored,  // pages
-  launch_begin, launch_end
+  launch_begin,
+  launch_end
 };
 
 struct Event {

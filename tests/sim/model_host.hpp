@@ -158,7 +158,8 @@ class ModelHost final : public HostMirror {
         t.outcome.busy.set(i);
         return;
       }
-      scheduler_.trace(t.duplicate ? "deliver copy" : "deliver", t.base + i * k_page_size, *reinterpret_cast<std::uint64_t*>(staged(t.base + i * k_page_size) + 1024));
+      scheduler_.trace(t.duplicate ? "deliver copy" : "deliver", t.base + i * k_page_size,
+                       *reinterpret_cast<std::uint64_t*>(staged(t.base + i * k_page_size) + 1024));
       std::copy_n(staged(t.base + i * k_page_size), k_page_size, bytes(t.base + i * k_page_size));
       p.present = p.populated = true;
       p.staged = false;
@@ -254,8 +255,8 @@ class ModelHost final : public HostMirror {
     bool present = false;
     bool populated = false;  // has contents here
     bool wp = false;
-    bool staged = false;     // contents kept in staging
-    bool dropping = false;   // the application's drop was announced and has not happened
+    bool staged = false;    // contents kept in staging
+    bool dropping = false;  // the application's drop was announced and has not happened
   };
   std::size_t index(std::uintptr_t addr) const { return (addr - config_.base) >> k_page_shift; }
   // For changing it.
@@ -268,9 +269,7 @@ class ModelHost final : public HostMirror {
   static std::byte* aligned(std::vector<std::byte>& memory) {
     return reinterpret_cast<std::byte*>(page_ceil(reinterpret_cast<std::uintptr_t>(memory.data())));
   }
-  static void populate_page(Page& p) {
-    p.present = p.populated = true;
-  }
+  static void populate_page(Page& p) { p.present = p.populated = true; }
   void withdraw(std::uintptr_t addr) {
     scheduler_.trace("withdraw", addr, page(addr).populated);
     Page& p = page(addr);

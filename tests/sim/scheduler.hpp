@@ -6,7 +6,6 @@
 
 #include <boost/context/fiber.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
-
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -43,8 +43,10 @@ TEST_P(Schedules, keep_every_coherence_rule_and_lose_nothing) {
     peer += world.counters().get(Count::pages_peer);
     injected += world.injected();
   }
-  std::printf("%s: %lu schedules; faults %lu, evictions %lu, duplicated %lu, exclusive %lu, remote %lu, peer %lu, "
-              "injected failures %lu\n", GetParam(), count, faults, evictions, duplicates, exclusive, remote, peer, injected);
+  std::printf(
+      "%s: %lu schedules; faults %lu, evictions %lu, duplicated %lu, exclusive %lu, remote %lu, peer %lu, "
+      "injected failures %lu\n",
+      GetParam(), count, faults, evictions, duplicates, exclusive, remote, peer, injected);
 }
 
 INSTANTIATE_TEST_SUITE_P(policies, Schedules,

@@ -229,7 +229,8 @@ void World::application_actor() {
             for (unsigned w = 0; w < k_words; ++w) {
               std::uint64_t v = 0;
               std::memcpy(&v, host_.bytes(word_address(k, w)), sizeof v);
-              if (!quiet_[k] && v != shadow(word_address(k, w))) scheduler_.fail("fork would not see the data of its moment");
+              if (!quiet_[k] && v != shadow(word_address(k, w)))
+                scheduler_.fail("fork would not see the data of its moment");
             }
           }
           service_->thaw();
@@ -261,7 +262,8 @@ void World::launch_actor(unsigned device) {
     (void)soft.launch(queue, launch);
     while (!soft.idle(queue)) scheduler_.yield();
     const LaunchError error = soft.synchronize(queue);
-    if (error.result != HMMRT_SUCCESS && error.result != HMMRT_ERROR_DEVICE_FULL && error.result != HMMRT_ERROR_PINNED) {
+    if (error.result != HMMRT_SUCCESS && error.result != HMMRT_ERROR_DEVICE_FULL &&
+        error.result != HMMRT_ERROR_PINNED) {
       scheduler_.fail(text("launch failed with %d at %#" PRIxPTR, static_cast<int>(error.result), error.addr));
     }
   }

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <hmmrt/kernel.hpp>
-
 #include <memory>
 #include <optional>
 #include <string>

@@ -64,7 +64,8 @@ TEST(Contention, many_threads_faulting_on_one_page_all_go_on) {
   std::barrier round(k_threads, [&]() noexcept {
     ++rounds;
     if (rounds % 2 == 0) {
-      (void)hmmrt_prefetch(context->get(), page.data(), page.bytes(), static_cast<hmmrt_location_t>(rounds / 2 % 2), nullptr);
+      (void)hmmrt_prefetch(context->get(), page.data(), page.bytes(), static_cast<hmmrt_location_t>(rounds / 2 % 2),
+                           nullptr);
     } else {
       stream.launch("increment", 1, Increment{page.gpu(), 1});
       stream.synchronize();
@@ -137,8 +138,7 @@ TEST_P(Oversubscription, random_access_to_four_times_device_memory_adds_up) {
   EXPECT_GT(context->stats().evictions, 0u);
   dog.forget(progress);
 }
-INSTANTIATE_TEST_SUITE_P(each, Oversubscription,
-                         testing::Values("adaptive", "first_touch_4k", "first_touch_2m", "uvm"),
+INSTANTIATE_TEST_SUITE_P(each, Oversubscription, testing::Values("adaptive", "first_touch_4k", "first_touch_2m", "uvm"),
                          [](const auto& param) { return std::string(param.param); });
 
 }  // namespace

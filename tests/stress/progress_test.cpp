@@ -25,7 +25,8 @@ struct CountUp {
 // Every worker that oneTBB has faults on device-resident memory and then waits for a prefetch of many blocks, which so
 // has nobody but its caller to carry it out; kernels fault meanwhile.
 TEST(Progress, workers_all_blocked_in_the_application_do_not_stop_migration) {
-  STRESS_CONTEXT(context, {{"devices", "2"}, {"device_memory", "16M"}, {"pipeline_tokens", "4"}, {"pipeline_threads", "4"}});
+  STRESS_CONTEXT(context,
+                 {{"devices", "2"}, {"device_memory", "16M"}, {"pipeline_tokens", "4"}, {"pipeline_threads", "4"}});
   Watchdog dog(context->get());
   constexpr unsigned k_workers = 4;
   const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, k_workers);
@@ -122,7 +123,7 @@ TEST(Progress, children_forked_while_kernels_write_have_the_data_of_their_moment
         if (still[p * k_page_words] != p * 3 + seed() % 1000) _exit(1);
         for (unsigned d = 0; d < 2; ++d) {
           const std::uint64_t seen = load(&words[p * k_page_words + d]);
-          if (seen < before[d]) _exit(2);      // a finished launch is missing
+          if (seen < before[d]) _exit(2);            // a finished launch is missing
           if (seen > before[d] + 100'000) _exit(3);  // garbage
         }
       }

@@ -251,7 +251,8 @@ class World {
           default:
             progress.at("discarding");
             context_.discard(words + first * k_page_words, count * k_page);
-            for (std::size_t i = first; i < first + count; ++i) store(&words[i * k_page_words], plain[i] = random.next());
+            for (std::size_t i = first; i < first + count; ++i)
+              store(&words[i * k_page_words], plain[i] = random.next());
         }
         if (random.chance(50)) check_tenant(words, plain);
       }
@@ -361,8 +362,9 @@ TEST_P(Soak, each_word_keeps_what_its_owner_wrote_whatever_else_goes_on) {
     moved += stats.pages_to_device + stats.pages_to_host + stats.pages_peer;
     if (HasFailure()) break;
   }
-  std::printf("%s: faults %llu, pages moved %llu, evictions %llu\n", GetParam(), static_cast<unsigned long long>(faults),
-              static_cast<unsigned long long>(moved), static_cast<unsigned long long>(evictions));
+  std::printf("%s: faults %llu, pages moved %llu, evictions %llu\n", GetParam(),
+              static_cast<unsigned long long>(faults), static_cast<unsigned long long>(moved),
+              static_cast<unsigned long long>(evictions));
 }
 INSTANTIATE_TEST_SUITE_P(each, Soak, testing::Values("adaptive", "first_touch_4k", "first_touch_2m", "uvm", "remote"),
                          [](const auto& param) { return std::string(param.param); });

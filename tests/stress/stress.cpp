@@ -80,7 +80,8 @@ void Watchdog::forget(const Progress& progress) {
 
 void Watchdog::run() {
   std::unique_lock lock(mutex_);
-  while (!stopping_.wait_until(lock, std::chrono::system_clock::now() + std::chrono::seconds(1), [&] { return stop_; })) {
+  while (
+      !stopping_.wait_until(lock, std::chrono::system_clock::now() + std::chrono::seconds(1), [&] { return stop_; })) {
     for (Watched& w : watched_) {
       const std::uint64_t steps = w.progress.steps();
       if (steps != w.seen) w.since = Clock::now();

@@ -156,6 +156,6 @@ std::unique_ptr<hmmrt::context> make_context(const std::vector<hmmrt::option>& o
 
 }  // namespace stress
 
-#define STRESS_CONTEXT(name, ...)                                       \
+#define STRESS_CONTEXT(name, ...)                                                 \
   const std::unique_ptr<hmmrt::context> name = stress::make_context(__VA_ARGS__); \
   if (name == nullptr) GTEST_SKIP() << hmmrt_last_error_detail()

@@ -38,8 +38,8 @@ struct alignas(64) BlockState {
   PageMask protected_;
   PageMask copied_out;
   PageMask unwatched;
-  bool staging_watched = false;    // staging holds a remapped block, or will until drop_remapped()
-  bool large_verified = false;     // `large` was compared with the kernel since the block was last moved out whole
+  bool staging_watched = false;  // staging holds a remapped block, or will until drop_remapped()
+  bool large_verified = false;   // `large` was compared with the kernel since the block was last moved out whole
 };
 
 class Arena {

@@ -84,7 +84,8 @@ std::size_t UffdMirror::translate(const uffd_msg* messages, std::size_t count, s
         e.bytes = m.arg.remove.end - m.arg.remove.start;
         break;
       case UFFD_EVENT_REMAP:
-        if (own_remap(m)) continue;
+        // A block's way into staging (withdraw_by_remap). The application cannot mremap to there.
+        if (own_.matches_removal(m.arg.remap.to, m.arg.remap.to + m.arg.remap.len, maps_)) continue;
         e.kind = HostEventKind::remap;
         e.addr = m.arg.remap.from;
         e.to = m.arg.remap.to;
@@ -109,14 +110,6 @@ void UffdMirror::zero_or_wake(std::uintptr_t page, bool write_protected) {
 
 // Touches no BlockState: what it says of this page may be out of date afterwards, which withdrawing notices (EEXIST).
 void UffdMirror::populate_unclaimed(std::uintptr_t page) { zero_or_wake(page_floor(page), false); }
-
-// A block's way into staging (withdraw_by_remap). The application cannot mremap to there.
-bool UffdMirror::own_remap(const uffd_msg& m) const {
-  std::uintptr_t begin = 0;
-  std::uintptr_t end = 0;
-  const Arena* const arena = ranges_.next(m.arg.remap.from, &begin, &end);
-  return arena != nullptr && begin <= m.arg.remap.from && arena->staging_of(m.arg.remap.from) == m.arg.remap.to;
-}
 
 // Faults that must be served here because their block is claimed by whom they hold up (own_work.hpp). On EAGAIN the
 // thread is woken to fault again, by which time the event that was in the way has been read.

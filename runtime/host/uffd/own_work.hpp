@@ -2,6 +2,7 @@
 // What the mirror is doing to managed memory right now, told to the event thread so that it can tell the mirror's own
 // footprints from the application's. Three small tables without locks:
 //   Removal   this thread is inside madvise(MADV_DONTNEED) on [begin, end): the removal event is ours, swallow it
+//             (or inside mremap to there, which is in staging: the same for the remap event)
 //   Reading   pages whose contents are being read through their managed address (write-protected: stable). If the
 //             application drops one of them meanwhile, the reader would wait in a fault that nobody may serve, because
 //             the block is claimed; the event thread gives it zeros, write-protected, which is what the application's

@@ -151,9 +151,12 @@ bool UffdMirror::withdraw_by_remap(Part part, PageOutcome& out) {
   if (end < part.base + k_block_size) return false;
   // EBUSY: locked in memory, which DONTUNMAP would undo.
   if (msync(pointer(part.base), k_block_size, MS_ASYNC | MS_INVALIDATE) != 0) return false;
-  if (mremap(pointer(part.base), k_block_size, k_block_size, MREMAP_MAYMOVE | MREMAP_FIXED | k_dont_unmap,
-             pointer(staging)) == MAP_FAILED) {
-    return false;
+  {
+    const uffd::OwnWork::Removal removal(own_, staging, k_block_size);  // the event is told by where the block goes
+    if (mremap(pointer(part.base), k_block_size, k_block_size, MREMAP_MAYMOVE | MREMAP_FIXED | k_dont_unmap,
+               pointer(staging)) == MAP_FAILED) {
+      return false;
+    }
   }
   part.state.staging_watched = true;
   // Protection that the application changed in that moment came along.
