@@ -417,7 +417,7 @@ inline std::uint64_t bytes_peer(const hmmrt_stats_t& s) { return total(s.bytes_p
 // "4096 B", "64.0 KiB", "1.50 GiB"
 inline std::string format_bytes(std::uint64_t bytes) {
   static const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
+  auto value = static_cast<double>(bytes);
   unsigned unit = 0;
   while (value >= 1024 && unit < 4) value /= 1024, ++unit;
   char text[32];
@@ -431,7 +431,7 @@ inline std::string format_bytes(std::uint64_t bytes) {
 // "850 ns", "6.4 us", "1.2 ms", "3.00 s"
 inline std::string format_ns(std::uint64_t ns) {
   char text[32];
-  const double value = static_cast<double>(ns);
+  const auto value = static_cast<double>(ns);
   if (ns < 1000) {
     std::snprintf(text, sizeof text, "%llu ns", static_cast<unsigned long long>(ns));
   } else if (ns < 1000000) {

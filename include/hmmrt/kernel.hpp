@@ -69,7 +69,10 @@ class gref {
     detail::store(p_, v);
     return *this;
   }
-  HMMRT_KERNEL const gref& operator=(const gref& o) const { return *this = o.load(); }
+  // Of itself too: it reads, then writes.
+  HMMRT_KERNEL const gref& operator=(const gref& o) const {  // NOLINT(bugprone-unhandled-self-assignment)
+    return *this = o.load();
+  }
   HMMRT_KERNEL gptr<T> operator&() const { return gptr<T>(p_); }
 
   template <class U>

@@ -19,8 +19,7 @@
 #include <cstring>
 #include <type_traits>
 
-namespace hmmrt {
-namespace detail {
+namespace hmmrt::detail {
 
 constexpr std::uint32_t k_abi = 1;
 constexpr std::uint32_t k_read = 0, k_write = 1, k_atomic = 2;  // Access
@@ -79,8 +78,7 @@ struct op_add {
   HMMRT_KERNEL T operator()(T x) const { return static_cast<T>(x + v); }
 };
 
-}  // namespace detail
-}  // namespace hmmrt
+}  // namespace hmmrt::detail
 
 #ifdef HMMRT_GPU_SOURCE
 #include <hmmrt/kernel_gpu.hpp>

@@ -4,8 +4,7 @@
 #ifndef HMMRT_KERNEL_GPU_HPP
 #define HMMRT_KERNEL_GPU_HPP
 
-namespace hmmrt {
-namespace detail {
+namespace hmmrt::detail {
 
 template <class T>
 HMMRT_KERNEL std::remove_cv_t<T> load(T* p) {
@@ -88,7 +87,6 @@ HMMRT_KERNEL T atomic_add(T* p, T v, bool system) {
   return atomic_update(p, op_add<T>{v}, system);
 }
 
-}  // namespace detail
-}  // namespace hmmrt
+}  // namespace hmmrt::detail
 
 #endif  // HMMRT_KERNEL_GPU_HPP

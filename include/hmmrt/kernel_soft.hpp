@@ -7,8 +7,7 @@
 #include <tuple>
 #include <utility>
 
-namespace hmmrt {
-namespace detail {
+namespace hmmrt::detail {
 
 // One translation of a unit's TLB. A tag is the page number plus the unit's `tag`; an entry filled for reading has no
 // write_tag, so the first write goes the slow way, which marks the page dirty.
@@ -43,8 +42,7 @@ struct span_operand {
   void* head;
 };
 
-}  // namespace detail
-}  // namespace hmmrt
+}  // namespace hmmrt::detail
 
 extern "C" {
 // The unit whose wave this thread is running; null outside kernels.
@@ -65,8 +63,7 @@ HMMRT_API void hmmrt_detail_close_spans(hmmrt::detail::unit* unit, hmmrt::detail
 [[noreturn]] HMMRT_API void hmmrt_detail_fail(hmmrt::detail::unit* unit, std::uintptr_t addr, const char* text);
 }
 
-namespace hmmrt {
-namespace detail {
+namespace hmmrt::detail {
 
 // Closes a section. Release: whoever sees busy == 0 sees the access done.
 inline void leave(unit* u) {
@@ -102,7 +99,7 @@ inline std::remove_cv_t<T> load(T* p) {
   unit* u = hmmrt_detail_unit;
   if (u == nullptr) return *p;
   alignas(V) unsigned char bytes[sizeof(V)];
-  const std::uintptr_t addr = reinterpret_cast<std::uintptr_t>(p);
+  const auto addr = reinterpret_cast<std::uintptr_t>(p);
   if (straddles<V>(addr)) {
     hmmrt_detail_copy_in(u, bytes, addr, sizeof(V));
   } else {
@@ -120,7 +117,7 @@ inline void store(T* p, const T& v) {
     *p = v;
     return;
   }
-  const std::uintptr_t addr = reinterpret_cast<std::uintptr_t>(p);
+  const auto addr = reinterpret_cast<std::uintptr_t>(p);
   if (straddles<T>(addr)) {
     hmmrt_detail_copy_out(u, &v, addr, sizeof(T));
   } else {
@@ -185,7 +182,7 @@ inline auto with_atomic(T* p, bool system, Fn fn) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomics are on 4 or 8 bytes");
   unit* u = hmmrt_detail_unit;
   if (u == nullptr) return fn(p);
-  const std::uintptr_t addr = reinterpret_cast<std::uintptr_t>(p);
+  const auto addr = reinterpret_cast<std::uintptr_t>(p);
   if (addr % sizeof(T) != 0) hmmrt_detail_fail(u, addr, "an atomic needs a naturally aligned address");
   T* host = static_cast<T*>(system ? enter<k_atomic>(u, addr) : enter<k_write>(u, addr));
   const auto result = fn(host);
@@ -204,7 +201,7 @@ inline T atomic_load(T* p, bool system) {
     __atomic_load(p, &v, __ATOMIC_ACQUIRE);
     return v;
   }
-  const std::uintptr_t addr = reinterpret_cast<std::uintptr_t>(p);
+  const auto addr = reinterpret_cast<std::uintptr_t>(p);
   if (addr % sizeof(T) != 0) hmmrt_detail_fail(u, addr, "an atomic needs a naturally aligned address");
   __atomic_load(static_cast<V*>(enter<k_read>(u, addr)), &v, __ATOMIC_ACQUIRE);
   leave(u);
@@ -250,7 +247,6 @@ inline T atomic_add(T* p, T v, bool system) {
   }
 }
 
-}  // namespace detail
-}  // namespace hmmrt
+}  // namespace hmmrt::detail
 
 #endif  // HMMRT_KERNEL_SOFT_HPP

@@ -126,7 +126,7 @@ void Context::build() {
     counters[i] = device_counters_.back().get();
   }
   settings_.compute_units = devices_[0]->info().compute_units;
-  house_ = std::unique_ptr<House>(
+  house_ = std::unique_ptr<House>(  // NOLINT(modernize-make-unique): clang 14 cannot make_unique an aggregate
       new House{space_, *host_, *policy_, clock_, log_, counters_, device_count(), devices, counters});
   const auto tokens = static_cast<unsigned>(settings_.pipeline_tokens);
   const auto threads = static_cast<unsigned>(settings_.pipeline_threads);

@@ -53,7 +53,7 @@ class Context final : public HandleObject, private HeapBackend {
   std::uint64_t now_ns() const { return clock_.now_ns(); }
 
   // --- streams and events -----------------------------------------------------------------------------------------
-  Status create_stream(unsigned device, std::uintptr_t* handle);
+  Status create_stream(unsigned index, std::uintptr_t* handle);
   // The stream is out of the handle table. Waits for its work and its users.
   void destroy_stream(std::unique_ptr<Stream> stream);
   Status create_event(std::uintptr_t* handle);
@@ -98,8 +98,8 @@ class Context final : public HandleObject, private HeapBackend {
 
   // --- statistics -------------------------------------------------------------------------------------------------
   std::uint64_t metadata_bytes();
-  std::uint64_t remote_accesses(unsigned device);
-  std::uint64_t overflows(unsigned device);
+  std::uint64_t remote_accesses(unsigned index);
+  std::uint64_t overflows(unsigned index);
   void reset_stats();
 
   // --- fork and exit ----------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class FaultService::DeviceJobs final : public Jobs {
     house.device(p_).replay(b.base, w.satisfied);
     PageMask left = w.faulted - w.satisfied;
     if (left.none()) {
-      service_.full_rounds_[p_ - 1u] = 0;
+      service_.full_rounds_[p_ - 1u].store(0, std::memory_order_relaxed);
       return;
     }
     const PageMask forbidden = left & w.forbidden;
@@ -114,7 +114,7 @@ class FaultService::DeviceJobs final : public Jobs {
     left = left - pinned;
     const PageMask full = left & w.full;
     if (full.any()) {
-      if (++service_.full_rounds_[p_ - 1u] > k_full_rounds) {
+      if (service_.full_rounds_[p_ - 1u].fetch_add(1, std::memory_order_relaxed) >= k_full_rounds) {
         service_.cancel_launches(p_, b.base, full, HMMRT_ERROR_DEVICE_FULL);
       } else {
         service_.later(p_, b.base, full, now + k_full_retry_ns);

@@ -127,7 +127,7 @@ class FaultService {
   mutable SpinLock later_lock_;
   std::vector<Later> later_;
   std::array<std::uint64_t, k_max_devices> overflows_seen_{};
-  std::array<std::uint32_t, k_max_devices> full_rounds_{};
+  std::array<std::atomic<std::uint32_t>, k_max_devices> full_rounds_{};  // touched by parallel stages; a rough count
 
   // Event thread.
   Pipeline host_pipeline_;

@@ -122,15 +122,15 @@ void FaultService::keep(const BatchGroup& group, const PageMask& pages, std::uin
   kept.faults.write = group.faults.write & pages;
   kept.faults.atomic = group.faults.atomic & pages;
   kept.protected_write = group.protected_write & pages;
-  for (std::size_t i = 0; i < host_pending_.size(); ++i) {
-    BatchGroup& other = host_pending_[i].group;
+  for (auto& pending : host_pending_) {
+    BatchGroup& other = pending.group;
     if (other.base != kept.base) continue;
     other.faults.atomic |= kept.faults.atomic;
     other.faults.write = (other.faults.write | kept.faults.write) - other.faults.atomic;
     other.faults.read = (other.faults.read | kept.faults.read) - other.faults.write - other.faults.atomic;
     other.protected_write |= kept.protected_write;
     other.oldest_ns = std::min(other.oldest_ns, kept.oldest_ns);
-    host_pending_[i].due_ns = std::min(host_pending_[i].due_ns, due_ns);
+    pending.due_ns = std::min(pending.due_ns, due_ns);
     return;
   }
   host_pending_.push_back({due_ns, kept});

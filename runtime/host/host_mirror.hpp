@@ -13,7 +13,8 @@
 //               copy:    contents -> frames                       commit: what the withdrawal still held is dropped
 //   to_host     prepare: a landing place exists for each page
 //               copy:    frames -> landing place                  commit: pages appear in the CPU's page table
-// Between prepare and commit the caller may give up with rollback(): every page is as before prepare.
+// Between prepare and commit the caller may give up with rollback(): every page is as before prepare, except those that
+// it moves from outcome.done to outcome.busy: they are still withdrawn, contents kept, for give_back() to return later.
 #pragma once
 
 #include <array>
@@ -56,7 +57,7 @@ struct Transfer {
   PageMask copied;                // out of copy(): pages whose bytes really moved (the rest needed no copy)
   PageOutcome outcome;            // out of prepare(); commit() may still move pages from done to busy/gone
   CopyTicket ticket = 0;
-  std::array<std::uint64_t, 16> scratch{};
+  std::array<std::uint64_t, 20> scratch{};
 };
 
 enum class HostEventKind : std::uint8_t { fault, remove, unmap, remap };

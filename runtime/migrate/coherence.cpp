@@ -139,6 +139,7 @@ void add_resident(House& house, Block& block, Processor p, const PageMask& pages
   pages.for_each([&](unsigned page) { part.frames[page] = frames[page]; });
   part.resident |= pages;
   part.evicted = part.evicted - pages;
+  part.arrived_ns = house.clock.now_ns();
   house.resident[p - 1u].renew(part);
 }
 

@@ -32,8 +32,8 @@ void drop_frames(House& house, Block& block, Processor p, const PageMask& pages)
 // Marks frames[i] as device `p`'s frame of page i for each page, resident from now on.
 void add_resident(House& house, Block& block, Processor p, const PageMask& pages, const Frame* frames);
 
-// Translates pages resident on `p` to its frames with `rights`.
-void map_frames(House& house, Block& block, Processor p, const PageMask& pages, Rights rights);
+// Translates the `wanted` pages, resident on `p`, to its frames with `rights`.
+void map_frames(House& house, Block& block, Processor p, const PageMask& wanted, Rights rights);
 
 // Translates pages of system memory, or of a peer's frames, on `p`. Returns the pages translated.
 PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights);

@@ -67,6 +67,7 @@ class Run {
       control.stop();
     }
     tsan_release(&next_);
+    tsan_release(this);  // the last call has no token
     return token;
   }
   Token* prepare(Token* t) {

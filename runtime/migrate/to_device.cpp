@@ -57,7 +57,7 @@ void find_frames(House& house, Work& w, Work& spare) {
   const auto get = [&] {
     const unsigned n = need.count();
     return device.allocate_frames(need, w.frames.data()) ||
-           (make_room(house, w.to, n, spare) && device.allocate_frames(need, w.frames.data()));
+           (make_room(house, w.to, n, w.cause, spare) && device.allocate_frames(need, w.frames.data()));
   };
   if (!get()) {
     const PageMask prefetch = need - w.faulted;
@@ -263,7 +263,9 @@ void finish_copy_to_device(House& house, Work& w) {
       t->outcome.done = t->outcome.done & wanted;
       t->outcome.not_populated = t->outcome.not_populated & wanted;
       if (wanted.any()) house.host.rollback(*t);
-      if (t == &w.move) b.set_on_cpu(wanted, true);
+      const PageMask kept = wanted & t->outcome.busy;  // could not go back just now: ours, in system memory, untranslated
+      b.part(w.to)->exclusive |= kept;
+      if (t == &w.move) b.set_on_cpu(wanted - kept, true);
     }
     w.refused |= taken;
     free_allocated(house, w, taken);

@@ -105,7 +105,8 @@ void evict(House& house, Block& block, Processor p, Work& spare, Cause cause) {
   }
 }
 
-bool make_room(House& house, Processor p, std::uint64_t pages, Work& spare) {
+bool make_room(House& house, Processor p, std::uint64_t pages, Cause cause, Work& spare) {
+  constexpr std::uint64_t k_stay_ns = 200'000;
   constexpr std::size_t k_candidates = 64;
   Device& device = house.device(p);
   if (pages > device.info().memory_bytes / k_page_size) return false;
@@ -125,7 +126,8 @@ bool make_room(House& house, Processor p, std::uint64_t pages, Work& spare) {
       candidates[i].last_use = device.last_use(b.base);
       candidates[i].resident_pages = static_cast<std::uint16_t>(part->resident.count());
       candidates[i].clean_pages = static_cast<std::uint16_t>((part->resident & (part->staged | b.on_cpu)).count());
-      candidates[i].pinned = now < b.held_until_ns && b.held.intersects(part->resident);
+      const bool fresh = cause != Cause::prefetch_user && now - part->arrived_ns < k_stay_ns;
+      candidates[i].pinned = fresh || (now < b.held_until_ns && b.held.intersects(part->resident));
       candidates[i].preferred_here =
           b.advice != nullptr && b.advice->preferred[part->resident.next(0) % k_block_pages] == p;
     }

@@ -64,8 +64,10 @@ void commit(House& house, Work& work);
 void carry_out(House& house, Work& work, Work& spare);
 
 // Frees frames of device `p` until `pages` frames are free, or no victim is left. Never waits for a claim; never evicts a
-// pinned, held or claimed block. Returns whether enough are free.
-bool make_room(House& house, Processor p, std::uint64_t pages, Work& spare);
+// held or claimed block, nor, unless a user asked for the move, one whose pages came so lately that the waves that wait
+// for them may not have run: without that, a device too small for a kernel's working set would evict for ever and
+// never get anything done. Returns whether enough are free.
+bool make_room(House& house, Processor p, std::uint64_t pages, Cause cause, Work& spare);
 
 // Moves everything device `p` holds of the block home. Claim held.
 void evict(House& house, Block& block, Processor p, Work& spare, Cause cause);

@@ -45,6 +45,7 @@ struct DevicePart {
   PageMask staged;     // system memory kept the contents the page came with; still valid unless the device wrote
   PageMask evicted;    // was evicted from here and has not been back
   std::array<Frame, k_block_pages> frames;
+  std::uint64_t arrived_ns = 0;  // when pages last came: they are not evicted before they could be used
   Block* const block;
   DevicePart* newer = nullptr;  // links of the device's ResidentList; guarded by its lock
   DevicePart* older = nullptr;

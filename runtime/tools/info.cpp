@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <hmmrt/hmmrt.hpp>
 #include <iostream>
@@ -112,7 +113,7 @@ std::string quoted(const std::string& text) {
 
 // `|` ends a cell.
 std::string cell(std::string text) {
-  for (std::size_t at = text.find('|'); at != std::string::npos; at = text.find('|', at + 2)) text.insert(at, "\\");
+  for (std::size_t at = text.find('|'); at != std::string::npos; at = text.find('|', at + 2)) text.insert(at, 1, '\\');
   return text;
 }
 
@@ -174,7 +175,7 @@ void print_text(const Machine& machine, const hmmrt::context* context, const std
 
 void print_json(const Machine& machine, const hmmrt::context* context, const std::string& failure) {
   const std::uint32_t v = hmmrt_version();
-  std::printf("{\"version\": \"%u.%u.%u\", \"kernel\": %s, \"root\": %s, \"unprivileged_userfaultfd\": %s, \"thp\": %s",
+  std::printf(R"({"version": "%u.%u.%u", "kernel": %s, "root": %s, "unprivileged_userfaultfd": %s, "thp": %s)",
               v / 10000, v / 100 % 100, v % 100, quoted(machine.kernel_release).c_str(),
               machine.root ? "true" : "false", quoted(machine.sysctl).c_str(), quoted(machine.thp).c_str());
   hmmrt_context_info_t info{};
@@ -213,9 +214,7 @@ void print_json(const Machine& machine, const hmmrt::context* context, const std
   std::puts("}}");
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app{"What libhmmrt finds on this machine"};
   bool want_options = false;
   bool markdown = false;
@@ -246,4 +245,15 @@ int main(int argc, char** argv) {
     print_text(machine, c, failure);
   }
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "hmmrt-info: %s\n", e.what());
+    return 1;
+  }
 }

@@ -7,6 +7,7 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <map>
 #include <string>
@@ -221,9 +222,7 @@ class Report {
   std::map<std::uint64_t, BlockTraffic> blocks_;
 };
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app{"What happened, and why, from a trace: run a program with HMMRT_TRACE_FILE=FILE first"};
   std::string path;
   std::size_t top = 10;
@@ -239,4 +238,15 @@ int main(int argc, char** argv) {
   }
   Report(trace).print(top, slices);
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "hmmrt-prof: %s\n", e.what());
+    return 1;
+  }
 }

@@ -173,6 +173,9 @@ class ModelHost final : public HostMirror {
       if (t.direction == Direction::to_host) return;
       if (t.duplicate) {
         p.wp = false;
+      } else if (t.outcome.done.test(i) && scheduler_.random().chance(10)) {  // an event waits to be read
+        t.outcome.done.clear(i);
+        t.outcome.busy.set(i);
       } else if (t.outcome.done.test(i)) {
         restore(t.base + i * k_page_size);
       }

@@ -46,7 +46,12 @@ class Service {
     world_.mirror->copy(t);
     ASSERT_TRUE(world_.mirror->finish_copy(t));
     if (pushes_++ % 7 == 3) {
+      const PageMask taken = t.outcome.done;
       world_.mirror->rollback(t);
+      // What could not go back while an event waited to be read is kept; it must go back before anyone asks for it.
+      for (PageMask kept = taken - t.outcome.done; kept.any();) {
+        kept = world_.mirror->give_back(world_.base(block), kept).busy;
+      }
       return;
     }
     world_.mirror->commit(t);

@@ -253,8 +253,7 @@ std::size_t Unit::translate_spans(std::span<detail::span_operand> operands, std:
       n = 1;
     }
     bool stable = true;
-    for (std::size_t i = 0; i < operands.size(); ++i) {
-      detail::span_operand& o = operands[i];
+    for (const detail::span_operand& o : operands) {
       PageTableLeaf* leaf = leaf_of(o.addr);
       leaf->last_use.store(tick, std::memory_order_relaxed);
       if (o.kind != detail::k_read) stable &= mark_span_dirty(o, n * o.element_bytes);

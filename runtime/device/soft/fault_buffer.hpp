@@ -46,9 +46,11 @@ class BoundedBuffer {
     return true;
   }
 
-  // Counts an entry as lost. Always false.
+  // Counts an entry as lost. Always false. Rings: what was in the buffer may have been fetched, and the count looked at,
+  // before this one was added to it.
   bool drop() {
     overflows_.fetch_add(1, std::memory_order_relaxed);
+    bell_.ring();
     return false;
   }
 

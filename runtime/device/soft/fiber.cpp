@@ -31,7 +31,7 @@ constexpr std::size_t k_stack_bytes = 64 << 10;
 // Gives the fiber a slice of the unit's stack area; freeing it is the area's business.
 struct AreaStack {
   std::byte* top;
-  boost::context::stack_context allocate() {
+  boost::context::stack_context allocate() const {
     boost::context::stack_context s;
     s.sp = top;
     s.size = k_stack_bytes;
@@ -66,11 +66,13 @@ std::size_t StackArea::stack_bytes() { return k_stack_bytes; }
 
 std::byte* StackArea::top(std::size_t index) const { return base_ + (index + 1) * (k_stack_bytes + k_page_size); }
 
-Fiber::~Fiber() {
 #if defined(__SANITIZE_THREAD__)
+Fiber::~Fiber() {
   if (sanitizer_fiber_ != nullptr) __tsan_destroy_fiber(sanitizer_fiber_);
-#endif
 }
+#else
+Fiber::~Fiber() = default;
+#endif
 
 void Fiber::start(std::byte* stack_top, Body body, void* argument) {
   stack_top_ = stack_top;

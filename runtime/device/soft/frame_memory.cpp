@@ -120,7 +120,7 @@ void FrameMemory::allocate_run(unsigned first, unsigned count, Frame* frames) {
       n = std::min(count, find_run(chunks_[c].free, count, &at));
     }
     take(c, at, n);
-    const Frame start = static_cast<Frame>(c * k_block_pages + at);
+    const auto start = static_cast<Frame>(c * k_block_pages + at);
     for (unsigned i = 0; i < n; ++i) frames[first + i] = start + i;
     first += n;
     count -= n;

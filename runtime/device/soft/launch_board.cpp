@@ -311,11 +311,11 @@ std::size_t LaunchBoard::host_functions_ready() {
 
 void LaunchBoard::run_host(std::size_t index) {
   std::unique_lock lock(mutex_);
-  for (std::size_t i = 0; i < queues_.size(); ++i) {
-    const std::shared_ptr<QueueState> q = queues_[i];
+  for (const auto& q : queues_) {
     if (q == nullptr || !q->started || q->commands.front().launch != nullptr) continue;
     if (index-- == 0) {
-      call_host(lock, *q);
+      const std::shared_ptr<QueueState> kept = q;  // call_host() drops the lock
+      call_host(lock, *kept);
       return;
     }
   }

@@ -42,7 +42,7 @@ std::uint32_t unit_count(const SoftDeviceConfig& c) {
 }  // namespace
 
 struct SoftDeviceParts {
-  SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, const Clock& clock_);
+  SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, const Clock& device_clock);
 
   const SoftDeviceConfig& config;
   const Clock& clock;
@@ -72,9 +72,9 @@ struct SoftDeviceParts {
   }
 };
 
-SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, const Clock& clock_)
+SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, const Clock& device_clock)
     : config(c),
-      clock(clock_),
+      clock(device_clock),
       chances(c.seed),
       allocation_fails(c.inject.allocation_fails, chances),
       copy_fails(c.inject.copy_fails, chances),
@@ -87,7 +87,7 @@ SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, cons
       board(
           c.wave_size, unit_count(c), !c.deterministic, [](void* p) { static_cast<SoftDeviceParts*>(p)->wake_units(); },
           this),
-      shared{c, clock_, pages, faults, counts, board, fault_dropped} {
+      shared{c, device_clock, pages, faults, counts, board, fault_dropped} {
   shared.fast_path = !c.deterministic && c.use_membarrier && membarrier_available();
   shared.cancel_context = this;
   shared.cancel = [](void* p, std::uint32_t launch, const LaunchError& error, const char* text) {

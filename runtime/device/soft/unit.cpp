@@ -196,7 +196,7 @@ void Unit::wave_body(void* argument) {
   }
 }
 
-void Unit::run_wave(Wave& wave) {
+void Unit::run_wave(Wave& wave) const {
   LaunchState& launch = *wave.launch;
   const std::uint64_t first = wave.number * shared_.config.wave_size;
   const std::uint64_t count = std::min<std::uint64_t>(shared_.config.wave_size, launch.items - first);

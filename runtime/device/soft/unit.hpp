@@ -87,8 +87,8 @@ class Unit : public detail::unit {
   bool start_new(std::uint32_t at_most);
   bool run_yielded();
   void resume(Wave& wave);
-  void run_wave(Wave& wave);
-  static void wave_body(void* wave);
+  void run_wave(Wave& wave) const;
+  static void wave_body(void* argument);  // a Wave*
   void yield_wave();
   bool turn_is_over() const;
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Memory order: a slot's fields are written before state = active (release) and read after seeing it active (acquire).
 // A removal's event is read while the remover is inside madvise, in a batch that began (batch_ odd) before it could
-// return; it keeps its slot until that batch has ended.
+// return; it keeps its slot until that batch has ended. A reading slot is given back first and then outlasts the batch:
+// the event thread may have matched it and not yet acted.
 #include "host/uffd/own_work.hpp"
 
 #include <sched.h>
@@ -31,6 +32,11 @@ unsigned OwnWork::take_waiting(Slots& slots) noexcept {
   }
 }
 
+void OwnWork::outlast_batch() const noexcept {
+  const std::uint32_t batch = batch_.load(std::memory_order_seq_cst);
+  while ((batch & 1) != 0 && batch_.load(std::memory_order_acquire) == batch) sched_yield();
+}
+
 OwnWork::Removal::Removal(OwnWork& work, std::uintptr_t begin, std::size_t bytes) noexcept
     : work_(work), slot_(take_waiting(work.removals_)) {
   RemovalSlot& slot = work_.removals_[slot_];
@@ -42,8 +48,7 @@ OwnWork::Removal::Removal(OwnWork& work, std::uintptr_t begin, std::size_t bytes
 }
 
 OwnWork::Removal::~Removal() {
-  const std::uint32_t batch = work_.batch_.load(std::memory_order_seq_cst);
-  while ((batch & 1) != 0 && work_.batch_.load(std::memory_order_acquire) == batch) sched_yield();
+  work_.outlast_batch();
   work_.removals_[slot_].state.store(k_free, std::memory_order_release);
   work_.removal_count_.fetch_sub(1);
 }
@@ -60,26 +65,22 @@ OwnWork::Breaking::~Breaking() {
   work_.breaking_count_.fetch_sub(1);
 }
 
-bool OwnWork::begin_reading(std::uintptr_t base, const PageMask& pages) noexcept {
+unsigned OwnWork::begin_reading(std::uintptr_t base, const PageMask& pages) noexcept {
   const int taken = take(readings_);
-  if (taken < 0) return false;
+  if (taken < 0) return k_no_reading;
   ReadingSlot& slot = readings_[static_cast<unsigned>(taken)];
   reading_count_.fetch_add(1);
   slot.base.store(base, std::memory_order_relaxed);
   for (unsigned w = 0; w < PageMask::k_words; ++w) slot.pages[w].store(pages.word(w), std::memory_order_relaxed);
   slot.state.store(k_active, std::memory_order_release);
-  return true;
+  return static_cast<unsigned>(taken);
 }
 
-void OwnWork::end_reading(std::uintptr_t base) noexcept {
-  if (reading_count_.load() == 0) return;
-  for (auto& slot : readings_) {
-    if (slot.state.load(std::memory_order_acquire) == k_active && slot.base.load(std::memory_order_relaxed) == base) {
-      slot.state.store(k_free, std::memory_order_release);
-      reading_count_.fetch_sub(1);
-      return;
-    }
-  }
+void OwnWork::end_reading(unsigned slot) noexcept {
+  // seq_cst, as batch_ is: either a batch that began before sees the slot free, or it is outlasted.
+  readings_[slot].state.store(k_free, std::memory_order_seq_cst);
+  reading_count_.fetch_sub(1);
+  outlast_batch();
 }
 
 bool OwnWork::matches_removal(std::uintptr_t begin, std::uintptr_t end, const ProcMaps& maps) noexcept {

@@ -50,9 +50,12 @@ class OwnWork {
     unsigned slot_;
   };
 
-  // False when too many transfers read at once: report the pages busy.
-  bool begin_reading(std::uintptr_t base, const PageMask& pages) noexcept;
-  void end_reading(std::uintptr_t base) noexcept;
+  // A slot to give to end_reading(); k_no_reading when too many transfers read at once: report the pages busy.
+  static constexpr unsigned k_no_reading = k_slots;
+  unsigned begin_reading(std::uintptr_t base, const PageMask& pages) noexcept;
+  // On return the event thread gives nobody zeros on account of this slot any more, nor is it about to: it may have
+  // matched a fault just before. Only then may the pages be taken away.
+  void end_reading(unsigned slot) noexcept;
 
   // Around each read of events and their matching: the kernel lets the remover go on as soon as its event is read, so the
   // remover waits until that batch has been matched before it takes its slot back.
@@ -81,6 +84,8 @@ class OwnWork {
     std::atomic<std::uint32_t> thread{0};
   };
 
+  // Waits until the batch of events that is being matched, if any, has been.
+  void outlast_batch() const noexcept;
   template <class Slots>
   static int take(Slots& slots) noexcept;
   template <class Slots>

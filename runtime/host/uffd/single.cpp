@@ -153,7 +153,8 @@ PageOutcome UffdMirror::make_exclusive(std::uintptr_t base, const PageMask& page
     }
     if (rest.any()) withdraw_by_copy(Part{part.arena, base, rest, part.state}, out, by_copy);
   });
-  if (by_copy.any() && !own_.begin_reading(base, by_copy)) {
+  const unsigned reading = by_copy.any() ? own_.begin_reading(base, by_copy) : uffd::OwnWork::k_no_reading;
+  if (by_copy.any() && reading == uffd::OwnWork::k_no_reading) {
     for_each_part(base, by_copy, [&](Part part) { undo_protection(part, part.pages, false); });
     out.done = out.done - by_copy;
     out.busy |= by_copy;
@@ -168,7 +169,7 @@ PageOutcome UffdMirror::make_exclusive(std::uintptr_t base, const PageMask& page
     }
   });
   // Before anything is removed: from then on a missing page is one that was taken.
-  if (by_copy.any()) own_.end_reading(base);
+  if (by_copy.any()) own_.end_reading(reading);
   for_each_part(base, by_copy, [&](Part part) {
     const PageMask bad = part.pages & failed;
     const PageMask stuck = remove(part, part.pages - bad);

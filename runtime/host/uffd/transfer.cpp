@@ -9,13 +9,15 @@
 #include <new>
 #include <span>
 
+#include <utility>
+
 #include "host/uffd/uffd_mirror.hpp"
 
 namespace hmmrt {
 
 namespace {
 
-constexpr unsigned k_rollback_tries = 200;  // of about 5 ms
+constexpr unsigned k_rollback_tries = 4;  // of about 0.5 ms
 
 std::byte* bytes_at(std::uintptr_t a) { return reinterpret_cast<std::byte*>(a); }  // NOLINT(performance-no-int-to-ptr)
 
@@ -73,6 +75,7 @@ void UffdMirror::store(Transfer& t, Masks which, const PageMask& mask) {
 }
 
 void UffdMirror::prepare(Transfer& t) {
+  t.scratch[k_reading_word] = uffd::OwnWork::k_no_reading;
   t.outcome = {};
   t.copied = {};
   t.ticket = 0;
@@ -104,7 +107,8 @@ void UffdMirror::prepare(Transfer& t) {
   t.outcome.gone |= orphans;
   store(t, Masks::by_copy, by_copy);
   const PageMask read_in_place = t.duplicate ? t.outcome.done : by_copy;
-  if (read_in_place.any() && !own_.begin_reading(t.base, read_in_place)) {
+  if (read_in_place.any()) t.scratch[k_reading_word] = own_.begin_reading(t.base, read_in_place);
+  if (read_in_place.any() && t.scratch[k_reading_word] == uffd::OwnWork::k_no_reading) {
     for_each_part(t.base, by_copy, [&](Part part) { undo_protection(part, part.pages, t.duplicate); });
     t.outcome.done = t.outcome.done - read_in_place;
     t.outcome.busy |= read_in_place;
@@ -179,7 +183,7 @@ void UffdMirror::commit(Transfer& t) {
   const PageMask failed = load(t, Masks::other);
   const PageMask in_place = t.duplicate ? t.outcome.done : by_copy;
   // Before anything is removed: from then on a missing page is one that the device has.
-  if (in_place.any()) own_.end_reading(t.base);
+  end_reading(t);
   for_each_part(t.base, in_place & t.outcome.done, [&](Part part) {
     const PageMask bad = part.pages & failed;
     undo_protection(part, bad & by_copy, t.duplicate);
@@ -206,8 +210,9 @@ void UffdMirror::rollback(Transfer& t) {
     return;
   }
   for_each_part(t.base, t.pages, [&](Part part) { unwatch_staging(part); });
-  const PageMask in_place = t.duplicate ? t.outcome.done : by_copy;
-  for_each_part(t.base, t.outcome.done, [&](Part part) {
+  const PageMask taken = t.outcome.done;
+  const PageMask in_place = t.duplicate ? taken : by_copy;
+  for_each_part(t.base, taken, [&](Part part) {
     const PageMask here = part.pages & in_place;
     forget_staging(part, here);
     undo_protection(part, part.pages & by_copy, t.duplicate);
@@ -223,8 +228,15 @@ void UffdMirror::rollback(Transfer& t) {
       }
       rest = back.busy;
     }
+    t.outcome.done = t.outcome.done - rest;  // still withdrawn, contents kept
+    t.outcome.busy |= rest;
   });
-  if (in_place.any()) own_.end_reading(t.base);
+  end_reading(t);
+}
+
+void UffdMirror::end_reading(Transfer& t) {
+  const auto slot = static_cast<unsigned>(std::exchange(t.scratch[k_reading_word], uffd::OwnWork::k_no_reading));
+  if (slot != uffd::OwnWork::k_no_reading) own_.end_reading(slot);
 }
 
 // Protection set for a transfer is taken back; a page that was protected before it stays so.

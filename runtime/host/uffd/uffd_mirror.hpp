@@ -88,6 +88,7 @@ class UffdMirror final : public HostMirror {
   // Runs of fewer pages without a staging page are cheaper to UFFDIO_COPY than to fault in and move.
   static constexpr unsigned k_fresh_pages = 64;
   enum class Masks : std::uint8_t { by_copy, other };  // of Transfer::scratch
+  static constexpr unsigned k_reading_word = 16;       // ... and its slot in own_
 
   // The part of one arena in a block. `state` belongs to the caller's claim.
   struct Part {
@@ -157,6 +158,7 @@ class UffdMirror final : public HostMirror {
 
   // transfer.cpp
   void copy_to_device(Transfer& t);
+  void end_reading(Transfer& t);
   void copy_to_host(Transfer& t);
 
   // ranges.cpp, events.cpp
