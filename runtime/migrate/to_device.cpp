@@ -263,7 +263,8 @@ void finish_copy_to_device(House& house, Work& w) {
       t->outcome.done = t->outcome.done & wanted;
       t->outcome.not_populated = t->outcome.not_populated & wanted;
       if (wanted.any()) house.host.rollback(*t);
-      const PageMask kept = wanted & t->outcome.busy;  // could not go back just now: ours, in system memory, untranslated
+      const PageMask kept =
+          wanted & t->outcome.busy;  // could not go back just now: ours, in system memory, untranslated
       b.part(w.to)->exclusive |= kept;
       if (t == &w.move) b.set_on_cpu(wanted - kept, true);
     }
