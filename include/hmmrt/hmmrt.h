@@ -34,13 +34,20 @@ extern "C" {
 #define HMMRT_API
 #endif
 
+/* In C++ an enumeration of a fixed type may hold any int, so that a wrong value is an error code and not undefined. */
+#if defined(__cplusplus)
+#define HMMRT_ENUM : int
+#else
+#define HMMRT_ENUM
+#endif
+
 #define HMMRT_VERSION_MAJOR 0
 #define HMMRT_VERSION_MINOR 1
 #define HMMRT_VERSION_PATCH 0
 
 /* ---- results ---------------------------------------------------------------------------------------------------- */
 
-typedef enum hmmrt_result {
+typedef enum hmmrt_result HMMRT_ENUM {
   HMMRT_SUCCESS = 0,
   HMMRT_ERROR_INVALID_VALUE = 1,    /* an argument is null, zero, out of range, or overflows */
   HMMRT_ERROR_INVALID_HANDLE = 2,   /* not a live context, stream, event or range of this library */
@@ -192,7 +199,7 @@ HMMRT_API hmmrt_result_t hmmrt_prefetch_batch(hmmrt_context_t context, const voi
 HMMRT_API hmmrt_result_t hmmrt_discard(hmmrt_context_t context, const void* ptr, size_t bytes, hmmrt_stream_t stream);
 
 /* Values as hipMemoryAdvise. */
-typedef enum hmmrt_advice {
+typedef enum hmmrt_advice HMMRT_ENUM {
   HMMRT_ADVISE_SET_READ_MOSTLY = 1,
   HMMRT_ADVISE_UNSET_READ_MOSTLY = 2,
   HMMRT_ADVISE_SET_PREFERRED_LOCATION = 3,
@@ -206,7 +213,7 @@ HMMRT_API hmmrt_result_t hmmrt_advise(hmmrt_context_t context, const void* ptr, 
                                       hmmrt_location_t location);
 
 /* Values as hipMemRangeAttribute. */
-typedef enum hmmrt_range_attribute {
+typedef enum hmmrt_range_attribute HMMRT_ENUM {
   HMMRT_RANGE_READ_MOSTLY = 1,            /* int32: 1 when every page is */
   HMMRT_RANGE_PREFERRED_LOCATION = 2,     /* int32 location; -2 when none or mixed */
   HMMRT_RANGE_ACCESSED_BY = 3,            /* int32 array of locations, padded with -2 */
@@ -266,7 +273,7 @@ HMMRT_API hmmrt_result_t hmmrt_launch(hmmrt_stream_t stream, const hmmrt_kernel_
 /* ---- statistics --------------------------------------------------------------------------------------------------- */
 
 /* Causes of migration, indices of the *_by_cause arrays. */
-typedef enum hmmrt_cause {
+typedef enum hmmrt_cause HMMRT_ENUM {
   HMMRT_CAUSE_FAULT = 0,
   HMMRT_CAUSE_PREFETCH_HEURISTIC = 1,
   HMMRT_CAUSE_PREFETCH_USER = 2,

@@ -42,12 +42,12 @@ void after_fork_in_child() { g_forked.store(true, std::memory_order_relaxed); }
 
 void at_exit() {
   if (g_forked.load(std::memory_order_relaxed) || in_kernel()) return;
-  std::vector<Use<Context>> alive = HandleTable::instance().use_all<Context>();
+  // The uses are kept, in a vector that nobody destroys: so nobody may destroy the contexts from here on.
+  static std::vector<Use<Context>>& alive =
+      *std::make_unique<std::vector<Use<Context>>>(HandleTable::instance().use_all<Context>()).release();
   for (Use<Context>& context : alive) {
     context->freeze();
     context->write_trace();
-    // The use is kept: nobody may destroy it from here on.
-    (void)std::make_unique<Use<Context>>(std::move(context)).release();
   }
 }
 

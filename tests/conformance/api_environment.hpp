@@ -122,15 +122,25 @@ class Mapping {
  public:
   explicit Mapping(std::size_t bytes)
       : bytes_(bytes), p_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {}
-  ~Mapping() { munmap(p_, bytes_); }
+  ~Mapping() {
+    munmap(p_, hole_);
+    munmap(get() + hole_ + hole_bytes_, bytes_ - hole_ - hole_bytes_);
+  }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
   char* get() const { return static_cast<char*>(p_); }
   std::uint32_t* words() const { return static_cast<std::uint32_t*>(p_); }
+  // Unmaps [first, first + bytes), not at the start, once. What the kernel puts there afterwards is not ours.
+  int unmap(std::size_t first, std::size_t bytes) {
+    hole_ = first;
+    hole_bytes_ = bytes;
+    return munmap(get() + first, bytes);
+  }
 
  private:
   std::size_t bytes_;
   void* p_;
+  std::size_t hole_ = 0, hole_bytes_ = 0;
 };
 
 }  // namespace api_test

@@ -31,11 +31,11 @@ TEST_P(ApiMappings, madvise_dontneed_drops_what_a_device_holds) {
 }
 
 TEST_P(ApiMappings, munmapped_pages_fail_launches_and_the_rest_stays) {
-  const Mapping m(16 * k_page);
+  Mapping m(16 * k_page);
   for (std::size_t i = 0; i < 16 * 1024; ++i) m.words()[i] = 5;
   context().register_memory(m.get(), 16 * k_page);
   context().prefetch(m.get(), 16 * k_page, last_device());
-  ASSERT_EQ(munmap(m.get() + 4 * k_page, 4 * k_page), 0);
+  ASSERT_EQ(m.unmap(4 * k_page, 4 * k_page), 0);
   const hmmrt::stream s(context(), last_device());
   s.launch("gone", 1024, AddOne{hmmrt::gptr<std::uint32_t>(m.words() + 4 * 1024)});
   EXPECT_EQ(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ILLEGAL_ADDRESS) << hmmrt_last_error_detail();

@@ -8,7 +8,6 @@
 // While managed addresses are read, the block is registered as Reading (own_work.hpp), from prepare until commit begins.
 #include <new>
 #include <span>
-
 #include <utility>
 
 #include "host/uffd/uffd_mirror.hpp"
