@@ -50,7 +50,7 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
   // What was managed at the new addresses is gone: mremap unmapped it.
   for (Range* r = house.space.find_range(to); r != nullptr && r->addr >= to && r->end() <= to + bytes;
        r = house.space.find_range(to)) {
-    house.space.forget_range(r);
+    house.space.retire_range(r);
   }
   Range* range = nullptr;
   if (old_range == nullptr || !house.space.add_range(to, bytes, true, &range).ok()) return;
@@ -78,7 +78,7 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
     make_invalid(house, block, mine);
   });
   for (Block* block : claimed) release(house, *block);
-  if (old_range->addr == from && old_range->bytes == bytes) house.space.forget_range(old_range);
+  if (old_range->addr == from && old_range->bytes == bytes) house.space.retire_range(old_range);
 }
 
 }  // namespace hmmrt

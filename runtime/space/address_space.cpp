@@ -84,6 +84,13 @@ void AddressSpace::forget_range(Range* range) {
   ranges_.erase(range->addr);
 }
 
+void AddressSpace::retire_range(Range* range) {
+  const std::unique_lock guard(ranges_lock_);
+  managed_bytes_.fetch_sub(range->bytes, std::memory_order_relaxed);
+  auto node = ranges_.extract(range->addr);
+  retired_.push_back(std::move(node.mapped()));
+}
+
 Range* AddressSpace::find_range(std::uintptr_t addr) const {
   const std::shared_lock guard(ranges_lock_);
   auto after = ranges_.upper_bound(addr);

@@ -41,8 +41,10 @@ class AddressSpace {
   // Records [addr, addr + bytes), page aligned, as a range, and makes its blocks. Pages turn valid block by block, by
   // the caller, under each claim. Errors: overlap (ALREADY_MANAGED), no memory.
   Status add_range(std::uintptr_t addr, std::size_t bytes, bool registered, Range** out);
-  // Forgets a range none of whose pages is valid any more.
+  // Forgets a range none of whose pages is valid any more. The caller makes sure that nobody uses the Range any more.
   void forget_range(Range* range);
+  // The same where it cannot: the Range stays in memory until the space goes (mremap, which is rare).
+  void retire_range(Range* range);
 
   // The range that contains `addr`, or null. Valid until that range is removed.
   Range* find_range(std::uintptr_t addr) const;
@@ -95,6 +97,7 @@ class AddressSpace {
 
   mutable std::shared_mutex ranges_lock_;
   std::map<std::uintptr_t, std::unique_ptr<Range>> ranges_;
+  std::vector<std::unique_ptr<Range>> retired_;
   std::atomic<std::uint64_t> managed_bytes_{0};
 };
 

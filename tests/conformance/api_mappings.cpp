@@ -155,7 +155,7 @@ TEST_P(ApiMappings, a_forked_child_has_the_data_of_the_moment_and_no_library) {
   int status = -1;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "child status " << status;
-  const std::uint64_t seen = counter[0];
+  const std::uint64_t seen = __atomic_load_n(counter.data(), __ATOMIC_RELAXED);
   while (__atomic_load_n(counter.data(), __ATOMIC_RELAXED) == seen) {  // the kernel goes on
   }
   __atomic_store_n(stop.data(), 1u, __ATOMIC_RELEASE);

@@ -25,6 +25,9 @@ struct CountUp {
 // Every worker that oneTBB has faults on device-resident memory and then waits for a prefetch of many blocks, which so
 // has nobody but its caller to carry it out; kernels fault meanwhile.
 TEST(Progress, workers_all_blocked_in_the_application_do_not_stop_migration) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "this test's own parallel_for runs in a oneTBB that ThreadSanitizer cannot see into";
+#endif
   STRESS_CONTEXT(context,
                  {{"devices", "2"}, {"device_memory", "16M"}, {"pipeline_tokens", "4"}, {"pipeline_threads", "4"}});
   Watchdog dog(context->get());
