@@ -40,6 +40,9 @@ class FaultService::DeviceJobs final : public Jobs {
     work.write = g.faults.write | g.faults.atomic;
     work.atomic = g.faults.atomic;
     work.started_ns = g.oldest_ns;
+    if (Counters* range = house.space.range_counters(*block, g.base + faulted.next(0) * k_page_size)) {
+      range->add(Count::device_faults, g.faults.faults);
+    }
     const PageMask stranger = faulted - block->valid;
     if (stranger.any()) service_.cancel_launches(p_, g.base, stranger, HMMRT_ERROR_ILLEGAL_ADDRESS);
     const PageMask forbidden = (faulted & block->no_access) | (work.write & block->read_only);
@@ -151,12 +154,6 @@ bool FaultService::serve_device(Processor p) {
     tally.add(Count::device_faults, n);
     tally.add(Count::duplicate_faults, batch.duplicates());
     latencies_.batch_faults.add(n);
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      BatchGroup& g = batch.group(i);
-      if (const Block* block = house_.space.find(g.base); block != nullptr && block->range != nullptr) {
-        block->range->counters.add(Count::device_faults, g.faults.faults);
-      }
-    }
     if (house_.log.on()) {
       house_.log.record({.time_ns = house_.clock.now_ns(),
                          .a = n,
