@@ -180,19 +180,28 @@ bool FaultService::read_events() {
 }
 
 // Called from a quiesce that takes long. On the event thread: reads on, and serves what needs no claim, because the
-// access that the quiesce waits for may be stuck in a CPU fault.
+// access that the quiesce waits for may be stuck in a CPU fault. That fault may have been read before, too: it is among
+// the events not looked at yet, in the batch being served, or among those kept.
 void FaultService::while_stalled(void* self) {
   auto& service = *static_cast<FaultService*>(self);
   if (std::this_thread::get_id() != service.event_thread_.load(std::memory_order_relaxed)) return;
-  const std::size_t before = service.event_count_;
   service.read_events();
-  for (std::size_t i = before; i < service.event_count_; ++i) {
-    const HostEvent& e = service.events_[i];
-    Block* block = service.house_.space.find(e.addr);
-    if (block == nullptr || e.write_protected) continue;
+  const auto serve = [&](std::uintptr_t base, const PageMask& missing) {
+    Block* block = service.house_.space.find(base);
+    if (block == nullptr) return;
     const std::lock_guard guard(block->state_lock);
-    if (block->on_cpu.test(page_in_block(e.addr))) service.house_.host.populate_unclaimed(page_floor(e.addr));
+    (missing & block->on_cpu).for_each([&](unsigned page) {
+      service.house_.host.populate_unclaimed(block->base + page * k_page_size);
+    });
+  };
+  const auto serve_group = [&](const BatchGroup& g) { serve(g.base, g.faults.pages() - g.protected_write); };
+  for (std::size_t i = 0; i < service.event_count_; ++i) {
+    const HostEvent& e = service.events_[i];
+    if (!e.write_protected) serve(e.addr, PageMask::one(page_in_block(e.addr)));
   }
+  for (std::size_t i = 0; i < service.host_batch_->size(); ++i) serve_group(service.host_batch_->group(i));
+  for (const Pending& p : service.host_pending_) serve_group(p.group);
+  for (const Pending& p : service.host_retrying_) serve_group(p.group);
 }
 
 bool FaultService::serve_host() {

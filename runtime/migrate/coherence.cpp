@@ -244,12 +244,13 @@ void settle(House& house, Block& block) {
   house.tally(block, k_cpu, block.base).add(elsewhere.any() ? Count::invalidations : Count::spurious_invalidations);
   house.log.record(
       {.time_ns = house.clock.now_ns(), .base = block.base, .pages = lost.count(), .kind = EventKind::invalidated});
-  if (const PageMask here = taken.removed & block.valid & block.on_cpu; here.any()) {
+  const PageMask here = taken.removed & block.valid & block.on_cpu;
+  take_away_for_good(house, block, lost);
+  if (here.any()) {  // once no device can be stuck in a fault on what this protects
     house.host.watch_drop(block.base, here);
     block.dropping |= here;
     block.dropping_until_ns = house.clock.now_ns() + k_drop_ns;
   }
-  take_away_for_good(house, block, lost);
   block.set_on_cpu(lost, true);
   block.cpu_protected = block.cpu_protected - lost;
   if (taken.unmapped.any()) {
