@@ -161,6 +161,9 @@ PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages
   PageMask done = outcome.done;
   // Never touched: the CPU gets zeros, and the device sees them there.
   if (outcome.not_populated.any()) done |= house.host.populate(block.base, outcome.not_populated).done;
+  // A device must never be stuck in a write-protect fault: whoever may write finds the page writable. (Protection can be
+  // left from a withdrawal that was given up while the kernel refused to end it.)
+  if (rights == Rights::write) done = house.host.write_protect(block.base, done, false).done;
   map_runs(
       house.device(p), block.base, done, rights,
       [&](unsigned page, MapSpan& span) {
