@@ -53,10 +53,10 @@ class Fiber {
   boost::context::fiber caller_;
   ExceptionState exceptions_;
   std::byte* stack_top_ = nullptr;
-  void* sanitizer_fiber_ = nullptr;  // ThreadSanitizer's handle, or AddressSanitizer's fake stack
-  void* sanitizer_caller_ = nullptr;
-  const void* caller_stack_ = nullptr;
-  std::size_t caller_stack_bytes_ = 0;
+  [[maybe_unused]] void* sanitizer_fiber_ = nullptr;  // ThreadSanitizer's handle, or AddressSanitizer's fake stack
+  [[maybe_unused]] void* sanitizer_caller_ = nullptr;
+  [[maybe_unused]] const void* caller_stack_ = nullptr;
+  [[maybe_unused]] std::size_t caller_stack_bytes_ = 0;
 };
 
 }  // namespace hmmrt
