@@ -283,7 +283,7 @@ hmmrt_result_t hmmrt_advise(hmmrt_context_t context, const void* ptr, size_t byt
     bool changed = false;
     {
       const std::shared_lock guard(c->service().departure_lock());
-      changed = advise(c->house(), c->pool(), pages.addr, pages.bytes, advice, p);
+      changed = advise(c->house(), pages.addr, pages.bytes, advice, p);
     }
     // Advice that this platform cannot act on is no better than advice that changes nothing.
     const bool possible = advice != HMMRT_ADVISE_SET_READ_MOSTLY || c->host().info().write_protect;

@@ -269,7 +269,6 @@ void notice(House& house, Block& block, const PageMask& pages, bool unmapped) {
   const std::lock_guard guard(block.state_lock);
   if (!block.notices.any()) house.unsettled.fetch_add(1, std::memory_order_relaxed);
   (unmapped ? block.notices.unmapped : block.notices.removed) |= pages;
-  block.invalidation_seq.fetch_add(1, std::memory_order_release);
 }
 
 void release(House& house, Block& block) {

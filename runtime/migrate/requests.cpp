@@ -201,10 +201,8 @@ Status unpin(House& house, std::uintptr_t addr, std::size_t bytes) {
   return {};
 }
 
-bool advise(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice,
-            Processor p) {
+bool advise(House& house, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice, Processor p) {
   bool changed = false;
-  bool map_now = false;
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& all) {
     BlockAdvice* a = house.space.obtain_advice(block);
     if (a == nullptr) return;
@@ -234,7 +232,6 @@ bool advise(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t b
           changed |= (a->accessed_by[page] & set_of(p)) == 0;
           a->accessed_by[page] |= set_of(p);
         });
-        map_now |= p != k_cpu && house.device(p).info().caps.remote_mapping;
         break;
       case HMMRT_ADVISE_UNSET_ACCESSED_BY:
         pages.for_each([&](unsigned page) {
@@ -244,7 +241,6 @@ bool advise(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t b
         break;
     }
   });
-  (void)pool, (void)map_now;  // a mapping is made at the first access: one fault per span, no eager work
   return changed;
 }
 

@@ -19,7 +19,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -116,7 +115,6 @@ class Block {
   // --- state, see above ---
   SpinLock state_lock;
   Notices notices;
-  std::atomic<std::uint64_t> invalidation_seq{0};  // moves with every notice
 
   PageMask valid;
   PageMask on_cpu;

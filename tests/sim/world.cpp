@@ -194,7 +194,7 @@ void World::application_actor() {
         prefetch(*house_, *pool_, addr, bytes, p, Cause::prefetch_user);
         break;
       case 2:
-        advise(*house_, *pool_, addr, bytes, static_cast<hmmrt_advice_t>(1 + random_.below(6)), p);
+        advise(*house_, addr, bytes, static_cast<hmmrt_advice_t>(1 + random_.below(6)), p);
         break;
       case 3:
         if (pin(*house_, *pool_, addr, bytes).ok()) {
