@@ -158,6 +158,70 @@ TEST_P(UffdStress, no_write_is_lost_while_blocks_come_and_go) {
   }
 }
 
+void linger(unsigned turns) {
+  for (; turns != 0; --turns) asm volatile("" ::: "memory");
+}
+
+// Linux 6.18 can move a page that changes in that moment and answer EEXIST (Uffd::move).
+TEST_P(UffdStress, a_first_write_that_meets_the_withdrawal_of_its_page_survives) {
+  for (unsigned round = 0; round < 12; ++round) {
+    World w(GetParam(), 1);
+    for (unsigned i = 0; i < k_block_pages; ++i) ASSERT_EQ(w.page(i)[0], std::byte{0});
+    w.to_device(PageMask::one(0));  // from here on small pages, all of them the zero page
+    std::atomic<unsigned> turn{0};
+    std::atomic<unsigned> written{0};
+    std::thread writer([&] {
+      std::mt19937 random(round);
+      for (unsigned i = 1; i < k_block_pages; ++i) {
+        while (turn < i) {
+        }
+        linger(random() % 8192);
+        w.page(i)[0] = std::byte{1};
+        written = i;
+      }
+    });
+    for (unsigned i = 1; i < k_block_pages; ++i) {
+      turn = i;
+      w.to_device(PageMask::one(i));
+      while (written < i) {
+      }
+    }
+    writer.join();
+    for (unsigned i = 1; i < k_block_pages; ++i) ASSERT_EQ(w.page(i)[0], std::byte{1}) << i << " round " << round;
+  }
+}
+
+// The kernel's page table is empty for a moment while its huge zero page gives way to a written one (Arena::arm).
+TEST_P(UffdStress, a_block_read_before_it_was_written_is_never_taken_for_an_empty_one) {
+  constexpr unsigned k_blocks = 64;
+  World w(GetParam(), k_blocks + 1);
+  w.page(0)[0] = std::byte{1};
+  for (unsigned b = 1; b <= k_blocks; ++b) ASSERT_EQ(w.page(b * k_block_pages)[0], std::byte{0});
+  w.to_device(PageMask::one(0));  // arms
+  std::atomic<unsigned> turn{0};
+  std::atomic<unsigned> written{0};
+  std::thread writer([&] {
+    for (unsigned b = 1; b <= k_blocks; ++b) {
+      while (turn < b) {
+      }
+      w.page(b * k_block_pages)[0] = std::byte{1};
+      written = b;
+    }
+  });
+  std::mt19937 random(1);
+  const PageMask last = PageMask::one(k_block_pages - 1);
+  unsigned wrong = 0;
+  for (unsigned b = 1; b <= k_blocks; ++b) {
+    turn = b;
+    linger(random() % (1 << 19));
+    wrong += w.to_device(last, false, b).done != last;  // it was there since it was read
+    while (written < b) {
+    }
+  }
+  writer.join();
+  EXPECT_EQ(wrong, 0u);
+}
+
 TEST_P(UffdStress, application_drops_race_with_withdrawal_without_hanging) {
   constexpr unsigned k_blocks = 2;
   Service service(GetParam(), k_blocks);

@@ -30,7 +30,8 @@ std::uintptr_t map_aligned(std::size_t bytes, int protection) {
   return begin;
 }
 
-std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool exec, const Uffd* staging) {
+std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool exec, const Uffd* staging,
+                                   std::uintptr_t zeros) {
   const std::uintptr_t cover = block_floor(begin);
   const std::size_t cover_bytes = block_ceil(begin + bytes) - cover;
   std::unique_ptr<Arena> arena(new (std::nothrow) Arena);
@@ -48,6 +49,8 @@ std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool
   arena->bytes_ = bytes;
   arena->cover_ = cover;
   arena->offset_ = base - cover;
+  arena->uffd_ = staging;
+  arena->zeros_ = zeros;
   arena->block_count_ = cover_bytes >> k_block_shift;
   arena->blocks_.reset(new (std::nothrow) BlockState[arena->block_count_]);
   if (!arena->blocks_) {
@@ -84,14 +87,29 @@ int Arena::arm(const Uffd& managed, const ProcMaps& maps) {
       if (from < to && !area.file && !area.shared && managed.watch(from, to - from, k_modes) == 0) error = 0;
     }
   }
+  if (error == 0 && uffd_ != nullptr) error = split_huge_zeros(managed, maps);
   if (error == 0) armed_.store(true, std::memory_order_release);
   return error;
+}
+
+int Arena::split_huge_zeros(const Uffd& managed, const ProcMaps& maps) const {
+  for (std::uintptr_t at = begin_; maps.next_huge_zero(&at, begin_ + bytes_); at += k_block_size) {
+    for (const bool on : {true, false}) {
+      const int error = managed.write_protect(at, k_page_size, on);  // of one page: splits
+      if (error == EAGAIN || error == ENOMEM) return error;          // else it is gone
+    }
+  }
+  return 0;
 }
 
 bool Arena::back(std::uintptr_t base, const PageMask& pages) const noexcept {
   bool ok = true;
   pages.for_each_run([&](unsigned first, unsigned count) {
     const std::uintptr_t at = staging_of(base) + first * k_page_size;
+    if (uffd_ != nullptr && count < k_block_pages) {
+      // Faulting would bring a whole huge page: more than was asked for, and slow to move in part.
+      if (uffd_->copy(at, zeros_, count * k_page_size, false).error == 0) return;  // EEXIST: some of it is there
+    }
     if (madvise(pointer(at), count * k_page_size, MADV_POPULATE_WRITE) == 0) return;
     if (errno != EINVAL) {
       ok = false;

@@ -8,7 +8,8 @@
 // events to anyone. It is not inherited by fork.
 //
 // Invariants, per page:
-//   staged      staging holds a page: a withdrawn page's contents, or the landing place of a delivery
+//   staged      staging holds a page: a withdrawn page's contents, or the landing place of a delivery. On the move path
+//               it holds no other (withdraw_by_move relies on it)
 //   large       subset of staged: probably part of a huge page (moving it alone would split 512 pages: about 0.5 ms)
 //   protected_  uffd write protection is set on the CPU's page
 //   copied_out  withdrawn by copy: its contents are in frames only
@@ -39,14 +40,17 @@ struct alignas(64) BlockState {
   PageMask copied_out;
   PageMask unwatched;
   bool staging_watched = false;  // staging holds a remapped block, or will until drop_remapped()
-  bool large_verified = false;   // `large` was compared with the kernel since the block was last moved out whole
+  bool settled = false;         // fallback: the CPU's page table of this block has had small pages (UffdMirror::settle)
+  bool large_verified = false;  // `large` was compared with the kernel since the block was last moved out whole
 };
 
 class Arena {
  public:
   // Reserves staging for [begin, begin + bytes). `exec`: give staging the same rights as the range, or no page can
-  // move. `staging` -1: do not watch (fallback). Null, with detail text, when the system refuses.
-  static std::unique_ptr<Arena> make(std::uintptr_t begin, std::size_t bytes, bool exec, const Uffd* staging);
+  // move. `staging` watches staging, null on the fallback path; `zeros`: k_block_size of them. Both outlive the arena.
+  // Null, with detail text, when the system refuses.
+  static std::unique_ptr<Arena> make(std::uintptr_t begin, std::size_t bytes, bool exec, const Uffd* staging,
+                                     std::uintptr_t zeros);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -58,6 +62,9 @@ class Arena {
   std::uint64_t metadata_bytes() const { return sizeof(Arena) + block_count_ * sizeof(BlockState); }
 
   // From now on untouched pages raise missing faults. Idempotent. Returns errno.
+  // Move path: from then on, too, no block is mapped by the kernel's huge zero page, which is what a block that was read
+  // before it was ever written gets. While that is split or replaced the page table is empty for as long as a TLB
+  // shootdown takes, and both UFFDIO_MOVE and pagemap, which look without the lock, would say that nothing is there.
   int arm(const Uffd& managed, const ProcMaps& maps);
   bool armed() const { return armed_.load(std::memory_order_acquire); }
 
@@ -68,7 +75,10 @@ class Arena {
 
  private:
   Arena() = default;
+  int split_huge_zeros(const Uffd& managed, const ProcMaps& maps) const;
 
+  const Uffd* uffd_ = nullptr;  // that watches staging
+  std::uintptr_t zeros_ = 0;
   std::uintptr_t begin_ = 0;
   std::size_t bytes_ = 0;
   std::uintptr_t cover_ = 0;   // begin_ rounded down to a block

@@ -37,6 +37,7 @@ struct PmScanArg {
   std::uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 constexpr unsigned long k_pagemap_scan = _IOWR('f', 16, PmScanArg);
+constexpr std::uint64_t k_page_is_zero = 1u << 5;
 constexpr std::uint64_t k_page_is_huge = 1u << 6;
 
 constexpr std::uint64_t k_pagemap_present = std::uint64_t{1} << 63;
@@ -187,17 +188,32 @@ bool ProcMaps::shared(std::uintptr_t addr) const noexcept {
   return (entry & k_pagemap_present) != 0 && (entry & k_pagemap_exclusive) == 0;
 }
 
-bool ProcMaps::huge(std::uintptr_t base) const noexcept {
+bool ProcMaps::scan(std::uintptr_t begin, std::uintptr_t end, std::uint64_t categories, std::uintptr_t* from,
+                    std::uintptr_t* to) const noexcept {
   PageRegion region{};
   PmScanArg arg{};
   arg.size = sizeof arg;
-  arg.start = base;
-  arg.end = base + k_block_size;
+  arg.start = begin;
+  arg.end = end;
   arg.vec = reinterpret_cast<std::uintptr_t>(&region);
   arg.vec_len = 1;
-  arg.category_mask = k_page_is_huge;
-  arg.return_mask = k_page_is_huge;
-  return ioctl(pagemap_, k_pagemap_scan, &arg) == 1 && region.start == base && region.end == base + k_block_size;
+  arg.category_mask = categories;
+  arg.return_mask = categories;
+  if (ioctl(pagemap_, k_pagemap_scan, &arg) != 1) return false;
+  *from = region.start;
+  *to = region.end;
+  return true;
+}
+
+bool ProcMaps::huge(std::uintptr_t base) const noexcept {
+  std::uintptr_t from = 0;
+  std::uintptr_t to = 0;
+  return scan(base, base + k_block_size, k_page_is_huge, &from, &to) && from == base && to == base + k_block_size;
+}
+
+bool ProcMaps::next_huge_zero(std::uintptr_t* at, std::uintptr_t end) const noexcept {
+  std::uintptr_t to = 0;
+  return *at < end && scan(*at, end, k_page_is_huge | k_page_is_zero, at, &to);
 }
 
 }  // namespace hmmrt::uffd

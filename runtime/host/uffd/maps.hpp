@@ -44,10 +44,15 @@ class ProcMaps {
   bool shared(std::uintptr_t addr) const noexcept;
   // The block at `base` is mapped by one huge page.
   bool huge(std::uintptr_t base) const noexcept;
+  // The next block in [*at, end) that is mapped by the huge zero page; false when there is none (or before Linux 6.7).
+  bool next_huge_zero(std::uintptr_t* at, std::uintptr_t end) const noexcept;
 
  private:
   bool query(std::uintptr_t addr, Area* out, bool* found) const noexcept;
   bool parse(std::uintptr_t addr, Area* out) const noexcept;
+  // The first run of pages in [begin, end) that has all of `categories` (PAGEMAP_SCAN, Linux 6.7).
+  bool scan(std::uintptr_t begin, std::uintptr_t end, std::uint64_t categories, std::uintptr_t* from,
+            std::uintptr_t* to) const noexcept;
 
   int maps_;
   int pagemap_;

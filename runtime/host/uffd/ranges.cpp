@@ -22,7 +22,7 @@ bool watched(const uffd::Uffd& fd, std::uintptr_t addr) { return fd.write_protec
 }  // namespace
 
 Status UffdMirror::watch(std::uintptr_t addr, std::size_t bytes, bool exec) {
-  auto arena = Arena::make(addr, bytes, exec, move_ ? &staging_ : nullptr);
+  auto arena = Arena::make(addr, bytes, exec, move_ ? &staging_ : nullptr, zeros_);
   if (!arena) return HMMRT_ERROR_OUT_OF_MEMORY;
   if (const int error = managed_.watch(addr, bytes, UFFDIO_REGISTER_MODE_WP); error != 0) {
     if (error == EBUSY) {
@@ -129,13 +129,18 @@ Status UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
 Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {
   // What is still watched by us at `to` is what the kernel moved there, armed as it was.
   if (ranges_.overlaps(to, bytes)) ranges_.erase(to, bytes);  // mremap onto managed memory unmapped that
-  auto made = Arena::make(to, bytes, false, move_ ? &staging_ : nullptr);
+  auto made = Arena::make(to, bytes, false, move_ ? &staging_ : nullptr, zeros_);
   if (!made) return HMMRT_ERROR_OUT_OF_MEMORY;
   Arena& fresh = *made;
   bool ok = fresh.arm(managed_, maps_) == 0;
-  const auto move_page = [&](std::uintptr_t dst, std::uintptr_t src, std::size_t length) {
-    if (move_ && staging_.move(dst, src, length).error == 0) return;
-    memcpy(pointer(dst), pointer(src), length);
+  const auto move_pages = [&](std::uintptr_t dst, std::uintptr_t src, std::size_t length) {
+    for (std::size_t done = 0; done < length; done += k_page_size) {
+      const uffd::Step step = move_ ? staging_.move(dst + done, src + done, length - done) : uffd::Step{0, ENOSYS};
+      done += step.bytes;
+      if (step.error == 0) return;
+      // EEXIST: the new staging is empty, so it has moved (Uffd::move).
+      if (step.error != EEXIST) memcpy(pointer(dst + done), pointer(src + done), k_page_size);
+    }
   };
   for (std::uintptr_t base = block_floor(from); base < from + bytes; base += k_block_size) {
     const std::uintptr_t first = std::max(base, from);
@@ -152,7 +157,7 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
       each(part.state.protected_, &uffd::BlockState::protected_);
       each(part.state.copied_out, &uffd::BlockState::copied_out);
       (part.state.staged & part.pages).for_each_run([&](unsigned page, unsigned count) {
-        move_page(fresh.staging_of(part.at(page) - from + to), part.staging(page), count * k_page_size);
+        move_pages(fresh.staging_of(part.at(page) - from + to), part.staging(page), count * k_page_size);
       });
       if (part.state.large.full() && (to - from) % k_block_size == 0) {
         fresh.block(base - from + to).large = PageMask::all();

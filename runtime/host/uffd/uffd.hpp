@@ -58,7 +58,9 @@ class Uffd {
   int unwatch(std::uintptr_t addr, std::size_t bytes) const noexcept;
 
   // Takes [src, src + bytes) out of the page table and puts it at dst, which must be watched by this descriptor. Wakes
-  // who waits for dst.
+  // who waits for dst. EEXIST: there is a page at dst, or (Linux 6.18) this call has put it there: move_pages() in
+  // mm/userfaultfd.c keeps the EAGAIN of a page that changed under it, moves the page at the second look, takes the kept
+  // error for that look's, and finds its own work at the third. Where dst was known to be empty, EEXIST means moved.
   Step move(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes) const noexcept;
   // Fills missing pages at dst. `write_protected`: atomically with uffd write protection. Wakes.
   Step copy(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes, bool write_protected) const noexcept;

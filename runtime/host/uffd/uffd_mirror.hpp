@@ -129,6 +129,8 @@ class UffdMirror final : public HostMirror {
   // withdraw.cpp
   void withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy);
   // Fallback, whole block. False: nothing was done, copy.
+  unsigned moved_unsaid(Part part, unsigned page, unsigned limit) const;
+  PageMask settle(Part part);
   bool withdraw_by_remap(Part part, PageOutcome& out);
   // Ends what withdraw_by_remap began: staging is empty and ordinary again.
   void drop_remapped(Part part);

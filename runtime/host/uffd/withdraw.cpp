@@ -20,7 +20,15 @@ bool UffdMirror::break_sharing(std::uintptr_t addr, std::size_t bytes) {
   return madvise(pointer(addr), bytes, MADV_POPULATE_WRITE) == 0;
 }
 
+// Pages from `page` on that have moved although the kernel said EEXIST (Uffd::move).
+unsigned UffdMirror::moved_unsaid(Part part, unsigned page, unsigned limit) const {
+  const PageMask rest = PageMask::range(page, limit - page);
+  const PageMask moved = maps_.populated(part.staging(0), rest) - maps_.populated(part.base, rest);
+  return moved.test(page) ? moved.next_clear(page) - page : 0;
+}
+
 void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy) {
+  forget_staging(part, part.pages);  // the CPU has them; from here on what staging holds of them has just moved there
   PageMask populated;
   bool know_populated = false;
   unsigned surprises = 0;     // answers that contradict each other: the application is changing the mapping
@@ -35,18 +43,19 @@ void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy
       if (page == limit) limit = end;
       const uffd::Step step = staging_.move(part.staging(page), part.at(page), (limit - page) * k_page_size);
       const auto moved = static_cast<unsigned>(step.bytes >> k_page_shift);
-      if (moved != 0) {
-        const PageMask mask = PageMask::range(page, moved);
+      const auto took = [&](unsigned n) {
+        const PageMask mask = PageMask::range(page, n);
         out.done |= mask;
         part.state.staged |= mask;
         part.state.protected_ = part.state.protected_ - mask;
         part.state.copied_out = part.state.copied_out - mask;
-        if (moved == k_block_pages) {
+        if (n == k_block_pages) {
           part.state.large = mask;
           part.state.large_verified = false;
         }
-        page += moved;
-      }
+        page += n;
+      };
+      if (moved != 0) took(moved);
       if (step.error == 0) continue;
       const auto give_up = [&](PageMask& into, unsigned n) {
         into.set(page, n);
@@ -78,14 +87,14 @@ void UffdMirror::withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy
           }
           break;
         }
-        case EEXIST:  // staging holds a page left from before the application dropped or remapped the managed one
-          if (++surprises > k_max_surprises) {
+        case EEXIST:
+          if (const unsigned n = moved_unsaid(part, page, limit); n != 0) {
+            took(n);
+          } else if (++surprises > k_max_surprises) {
             give_up(out.busy, 1);
-            break;
+          } else {
+            part.arena.unback(part.base, PageMask::one(page));
           }
-          part.arena.unback(part.base, PageMask::range(page, limit - page));
-          part.state.staged = part.state.staged - PageMask::range(page, limit - page);
-          part.state.large = part.state.large - PageMask::range(page, limit - page);
           break;
         case EBUSY: {
           // Shared since a fork, or pinned. A protected page must not become writable even for a moment, so its sharing
@@ -190,8 +199,17 @@ void UffdMirror::unwatch_staging(Part part) {
   part.state.staging_watched = false;
 }
 
-void UffdMirror::withdraw_by_copy(Part part, PageOutcome& out, PageMask& by_copy) {
+// "Nothing there" may be a moment in the life of the huge zero page (Arena::arm). Giving one page zeros makes it certain:
+// the kernel takes the lock under which such moments pass, and a table of small pages has none.
+PageMask UffdMirror::settle(Part part) {
   const PageMask populated = maps_.populated(part.base, part.pages);
+  if (move_ || part.state.settled || populated.any()) return populated;
+  if (managed_.copy(part.at(part.pages.next(0)), zeros_, k_page_size, false).error == 0) part.state.settled = true;
+  return maps_.populated(part.base, part.pages);
+}
+
+void UffdMirror::withdraw_by_copy(Part part, PageOutcome& out, PageMask& by_copy) {
+  const PageMask populated = settle(part);
   part.pages.for_each_run([&](unsigned first, unsigned count) {
     for (unsigned page = first; page < first + count;) {
       std::uintptr_t area_end = 0;
