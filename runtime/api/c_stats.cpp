@@ -26,12 +26,12 @@ void fill(const Counters& from, hmmrt_stats_t* to) {
   HMMRT_COPY(pages_peer);
   HMMRT_COPY(pages_duplicated);
   HMMRT_COPY(duplicates_collapsed);
-  HMMRT_COPY(pages_dropped_clean);
+  HMMRT_COPY(pages_left_clean);
   HMMRT_COPY(pages_mapped_remote);
   HMMRT_COPY(evictions);
   HMMRT_COPY(pages_evicted);
   HMMRT_COPY(refaults);
-  HMMRT_COPY(ping_pong_blocks);
+  HMMRT_COPY(ping_pong_detections);
   HMMRT_COPY(throttles);
   HMMRT_COPY(pins);
   HMMRT_COPY(unpins);

@@ -83,7 +83,7 @@ PageMask ask_policy(House& house, Block& block, const FaultGroup& group, const P
     tally.add(Count::pins);
   }
   const bool ping_pong = house.policy.ping_pong(block.history, now);
-  if (ping_pong && !block.ping_pong) tally.add(Count::ping_pong_blocks);
+  if (ping_pong && !block.ping_pong) tally.add(Count::ping_pong_detections);
   block.ping_pong = ping_pong;
   if (house.log.on()) {
     house.log.record({.time_ns = now,

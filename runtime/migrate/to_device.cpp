@@ -109,54 +109,6 @@ void free_allocated(House& house, Work& w, const PageMask& pages) {
   w.allocated = w.allocated - back;
 }
 
-// The device that holds most of the wanted pages that are not in system memory. Pages on further devices wait for the
-// next round.
-void choose_peer(House& house, Work& w) {
-  const PageMask wanted = (w.pages | w.duplicate) - w.block->on_cpu - w.block->part(w.to)->resident;
-  unsigned best = 0;
-  for (Processor p = 1; p <= house.device_count; ++p) {
-    const DevicePart* part = w.block->part(p);
-    if (p == w.to || part == nullptr) continue;
-    const unsigned n = (part->resident & wanted).count();
-    if (n > best) {
-      best = n;
-      w.peer = p;
-    }
-  }
-  if (best == 0) return;
-  w.from_peer = w.block->part(w.peer)->resident & wanted;
-}
-
-void start_transfer(House& house, Work& w, Transfer& t, const PageMask& pages, bool duplicate) {
-  t.base = w.block->base;
-  t.direction = Direction::to_device;
-  t.duplicate = duplicate;
-  t.device = &house.device(w.to);
-  t.frames = w.frames.data();
-  t.pages = pages;
-  t.clean = t.copied = PageMask{};
-  t.outcome = PageOutcome{};
-  t.ticket = 0;
-  if (pages.any()) house.host.prepare(t);
-}
-
-void note_refusals(House& house, Work& w, const PageOutcome& o) {
-  const Tally tally = house.tally(*w.block, w.to, w.block->base);
-  tally.add(Count::pages_busy, o.busy.count());
-  tally.add(Count::pages_pinned, o.pinned.count());
-  tally.add(Count::pages_gone, o.gone.count());
-  tally.add(Count::pages_forbidden, o.forbidden.count());
-  w.refused |= o.busy;
-  w.gone |= o.gone;
-  w.forbidden |= o.forbidden;
-  // What the kernel will not let go of stays in system memory; the device may still reach it there.
-  if (house.device(w.to).info().caps.remote_mapping) {
-    w.remote |= o.pinned & w.faulted;
-  } else {
-    w.pinned |= o.pinned;
-  }
-}
-
 // Pages that are here already and also on the CPU become ours alone: withdrawn, without copying.
 void collapse_here(House& house, Work& w) {
   Block& b = *w.block;
@@ -164,7 +116,7 @@ void collapse_here(House& house, Work& w) {
   if (shared.none()) return;
   b.set_on_cpu(shared, false);
   Transfer& t = w.dup;  // free until the duplicates are prepared
-  start_transfer(house, w, t, shared, false);
+  start_transfer(house, w, t, w.to, shared, false);
   if (t.outcome.taken().any()) house.host.commit(t);
   const PageMask kept = shared - t.outcome.taken();
   b.set_on_cpu(kept, true);
@@ -172,7 +124,7 @@ void collapse_here(House& house, Work& w) {
   house.tally(b, w.to, b.base).add(Count::duplicates_collapsed, t.outcome.taken().count());
   if (kept.any()) {
     // The CPU keeps them, so this device must not hold them as its own.
-    note_refusals(house, w, t.outcome);
+    note_refusals(house, w, w.to, t.outcome);
     w.pages = w.pages - kept;
   }
 }
@@ -206,19 +158,22 @@ void prepare_to_device(House& house, Work& w, Work& spare) {
   }
   if (w.duplicate.any()) take_write_away(house, b, w.duplicate);
   collapse_here(house, w);
-  choose_peer(house, w);
+  const PageMask on_peers = (w.pages | w.duplicate) - b.on_cpu - part->resident;
+  w.peer = main_owner(house, b, on_peers);
+  // Pages on further devices wait for the next round.
+  if (w.peer != k_no_processor) w.from_peer = b.part(w.peer)->resident & on_peers;
 
   const PageMask from_cpu = (w.pages & b.on_cpu) - part->resident;
   b.set_on_cpu(from_cpu, false);
-  start_transfer(house, w, w.move, from_cpu, false);
+  start_transfer(house, w, w.move, w.to, from_cpu, false);
   const PageMask stayed = from_cpu - w.move.outcome.taken();
   b.set_on_cpu(stayed, true);
   b.cpu_protected = b.cpu_protected - w.move.outcome.taken();
-  if (stayed.any()) note_refusals(house, w, w.move.outcome);
+  if (stayed.any()) note_refusals(house, w, w.to, w.move.outcome);
 
-  start_transfer(house, w, w.dup, (w.duplicate & b.on_cpu) - part->resident, true);
+  start_transfer(house, w, w.dup, w.to, (w.duplicate & b.on_cpu) - part->resident, true);
   const PageMask dup_stayed = w.dup.pages - w.dup.outcome.taken();
-  if (dup_stayed.any()) note_refusals(house, w, w.dup.outcome);
+  if (dup_stayed.any()) note_refusals(house, w, w.to, w.dup.outcome);
   free_allocated(house, w, stayed | dup_stayed);
 }
 

@@ -7,46 +7,6 @@ namespace hmmrt {
 
 namespace {
 
-// The device that holds most of `pages`; k_no_processor when none does.
-Processor main_owner(const House& house, const Block& block, const PageMask& pages) {
-  Processor owner = k_no_processor;
-  unsigned best = 0;
-  for (Processor p = 1; p <= house.device_count; ++p) {
-    const DevicePart* part = block.part(p);
-    const unsigned n = part != nullptr ? (part->resident & pages).count() : 0;
-    if (n > best) {
-      best = n;
-      owner = p;
-    }
-  }
-  return owner;
-}
-
-void start_transfer(House& house, Work& w, Transfer& t, const PageMask& pages, bool duplicate) {
-  const DevicePart& part = *w.block->part(w.peer);
-  t.base = w.block->base;
-  t.direction = Direction::to_host;
-  t.duplicate = duplicate;
-  t.device = &house.device(w.peer);
-  t.frames = part.frames.data();
-  t.pages = pages;
-  t.clean = pages & part.staged;
-  t.copied = PageMask{};
-  t.outcome = PageOutcome{};
-  t.ticket = 0;
-  if (pages.any()) house.host.prepare(t);
-}
-
-void note_refusals(House& house, Work& w, const PageOutcome& o) {
-  const Tally tally = house.tally(*w.block, w.peer, w.block->base);
-  tally.add(Count::pages_busy, (o.busy | o.pinned).count());
-  tally.add(Count::pages_gone, o.gone.count());
-  tally.add(Count::pages_forbidden, o.forbidden.count());
-  w.refused |= o.busy | o.pinned;
-  w.gone |= o.gone;
-  w.forbidden |= o.forbidden;
-}
-
 // Delivers what the application has not dropped since. Returns the pages delivered.
 PageMask deliver(House& house, Work& w, Transfer& t) {
   const PageMask before = t.outcome.taken();
@@ -59,7 +19,7 @@ PageMask deliver(House& house, Work& w, Transfer& t) {
   if (offered.none()) return {};
   house.host.commit(t);
   const PageMask delivered = t.outcome.taken();
-  if ((offered - delivered).any()) note_refusals(house, w, t.outcome);
+  if ((offered - delivered).any()) note_refusals(house, w, w.peer, t.outcome);
   return delivered;
 }
 
@@ -83,10 +43,10 @@ void prepare_to_host(House& house, Work& w) {
   w.peer = main_owner(house, b, (w.pages | w.duplicate) - b.on_cpu);
   if (w.peer == k_no_processor) return;
   const DevicePart& part = *b.part(w.peer);
-  start_transfer(house, w, w.move, (w.pages - b.on_cpu) & part.resident, false);
-  if ((w.move.pages - w.move.outcome.taken()).any()) note_refusals(house, w, w.move.outcome);
-  start_transfer(house, w, w.dup, (w.duplicate - b.on_cpu) & part.resident, true);
-  if ((w.dup.pages - w.dup.outcome.taken()).any()) note_refusals(house, w, w.dup.outcome);
+  start_transfer(house, w, w.move, w.peer, (w.pages - b.on_cpu) & part.resident, false);
+  if ((w.move.pages - w.move.outcome.taken()).any()) note_refusals(house, w, w.peer, w.move.outcome);
+  start_transfer(house, w, w.dup, w.peer, (w.duplicate - b.on_cpu) & part.resident, true);
+  if ((w.dup.pages - w.dup.outcome.taken()).any()) note_refusals(house, w, w.peer, w.dup.outcome);
   // Pages on further devices wait for the next round.
   w.refused |= w.faulted & ((w.pages | w.duplicate) - b.on_cpu - part.resident);
 }
@@ -130,7 +90,7 @@ void commit_to_host(House& house, Work& w) {
   tally.add_bytes(Way::to_host, w.cause, (w.dup.copied & duplicated).count() * k_page_size);
   tally.add(Count::pages_to_host, moved.count());
   tally.add(Count::pages_duplicated, duplicated.count());
-  tally.add(Count::pages_dropped_clean, (moved - copied).count());
+  tally.add(Count::pages_left_clean, (moved - copied).count());
   if (moved.none()) return;
   const std::uint64_t now = house.clock.now_ns();
   house.policy.on_migrated(b.history, moved, w.peer, k_cpu, w.cause, now);

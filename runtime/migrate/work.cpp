@@ -78,7 +78,7 @@ void evict(House& house, Block& block, Processor p, Work& spare, Cause cause) {
   if (copies.any()) {
     take_away(house, block, copies);
     drop_frames(house, block, p, copies);
-    tally.add(Count::pages_dropped_clean, copies.count());
+    tally.add(Count::pages_left_clean, copies.count());
     // With no copy left beside the CPU's, its protection ends at the next write fault.
   }
   if ((all - copies).any()) {
@@ -142,6 +142,55 @@ bool make_room(House& house, Processor p, std::uint64_t pages, Cause cause, Work
     if (device.free_frame_count() <= before && ++fruitless == 8) return false;
   }
   return true;
+}
+
+Processor main_owner(const House& house, const Block& block, const PageMask& pages) {
+  Processor owner = k_no_processor;
+  unsigned best = 0;
+  for (Processor p = 1; p <= house.device_count; ++p) {
+    const DevicePart* part = block.part(p);
+    const unsigned n = part != nullptr ? (part->resident & pages).count() : 0;
+    if (n > best) {
+      best = n;
+      owner = p;
+    }
+  }
+  return owner;
+}
+
+void start_transfer(House& house, Work& work, Transfer& t, Processor device, const PageMask& pages, bool duplicate) {
+  const DevicePart& part = *work.block->part(device);
+  const bool home = work.to == k_cpu;
+  t.base = work.block->base;
+  t.direction = home ? Direction::to_host : Direction::to_device;
+  t.duplicate = duplicate;
+  t.device = &house.device(device);
+  t.frames = home ? part.frames.data() : work.frames.data();
+  t.pages = pages;
+  t.clean = home ? pages & part.staged : PageMask{};
+  t.copied = PageMask{};
+  t.outcome = PageOutcome{};
+  t.ticket = 0;
+  if (pages.any()) house.host.prepare(t);
+}
+
+void note_refusals(House& house, Work& work, Processor device, const PageOutcome& outcome) {
+  const Tally tally = house.tally(*work.block, device, work.block->base);
+  tally.add(Count::pages_busy, outcome.busy.count());
+  tally.add(Count::pages_pinned, outcome.pinned.count());
+  tally.add(Count::pages_gone, outcome.gone.count());
+  tally.add(Count::pages_forbidden, outcome.forbidden.count());
+  work.refused |= outcome.busy;
+  work.gone |= outcome.gone;
+  work.forbidden |= outcome.forbidden;
+  if (work.to == k_cpu) {
+    work.refused |= outcome.pinned;
+  } else if (house.device(device).info().caps.remote_mapping) {
+    // What the kernel will not let go of stays in system memory; the device may still reach it there.
+    work.remote |= outcome.pinned & work.faulted;
+  } else {
+    work.pinned |= outcome.pinned;
+  }
 }
 
 }  // namespace hmmrt

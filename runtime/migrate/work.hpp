@@ -69,6 +69,14 @@ void carry_out(House& house, Work& work, Work& spare);
 // never get anything done. Returns whether enough are free.
 bool make_room(House& house, Processor p, std::uint64_t pages, Cause cause, Work& spare);
 
+// What the two directions share. Claim held. `device` is the one that copies: work.to, or work.peer on the way home.
+// The device that holds most of `pages`; k_no_processor when none does.
+Processor main_owner(const House& house, const Block& block, const PageMask& pages);
+// Fills in and prepares one of the work's transfers; pages may be none.
+void start_transfer(House& house, Work& work, Transfer& t, Processor device, const PageMask& pages, bool duplicate);
+// Counts what a transfer did not do, and sorts it into the result masks.
+void note_refusals(House& house, Work& work, Processor device, const PageOutcome& outcome);
+
 // Moves everything device `p` holds of the block home. Claim held.
 void evict(House& house, Block& block, Processor p, Work& spare, Cause cause);
 
