@@ -105,7 +105,7 @@ void compare(samples::Sample& sample, const Problem& problem) {
                 {"GPU faults", o.stats.device_faults},
                 {"CPU faults", o.stats.cpu_faults},
                 {"remote", o.stats.remote_accesses},
-                {"caught", o.stats.ping_pong_blocks},
+                {"caught", o.stats.ping_pong_detections},
                 {"pins", o.stats.pins}});
     outcomes.emplace_back(policy, o);
   }

@@ -71,7 +71,7 @@ struct Since {
   U evicted() const { return is.pages_evicted - was.pages_evicted; }
   U refaults() const { return is.refaults - was.refaults; }
   U remote() const { return is.remote_accesses - was.remote_accesses; }
-  U caught() const { return is.ping_pong_blocks - was.ping_pong_blocks; }
+  U caught() const { return is.ping_pong_detections - was.ping_pong_detections; }
 };
 
 class Quickstart {

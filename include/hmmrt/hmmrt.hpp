@@ -10,6 +10,8 @@
 //
 // What lives here: error, context, stream, event, managed_buffer<T>, managed_allocator<T>, memory_resource (std::pmr),
 // print_stats(). Owners move and do not copy; destructors wait for the work of what they own and report nothing.
+// A member function is the C function that it calls: what it does, its errors, which are thrown, its cost and its CUDA
+// or HIP counterpart are said there. One that takes no stream does its work before it returns.
 // Order: a context outlives its streams, events and buffers; one that does not invalidates them (their calls then throw
 // HMMRT_ERROR_INVALID_HANDLE, their destructors do nothing).
 // Thread: as the C ABI, any; one owner object is not to be moved from while another thread uses it.
@@ -529,18 +531,16 @@ inline void print_stats(std::ostream& out, const hmmrt_stats_t& s, const char* t
     stats_line(out, "remote",
                listing().add(s.pages_mapped_remote, "pages mapped").add(s.remote_accesses, "accesses").text());
   }
-  if ((s.evictions | s.refaults | s.pages_dropped_clean) != 0) {
+  if (s.pages_left_clean != 0) {
+    stats_line(out, "clean", listing().add(s.pages_left_clean, "pages left a device without a copy").text());
+  }
+  if ((s.evictions | s.refaults) != 0) {
     stats_line(out, "evictions",
-               listing()
-                   .add(s.evictions, "blocks")
-                   .add(s.pages_evicted, "pages")
-                   .add(s.pages_dropped_clean, "dropped without a copy")
-                   .add(s.refaults, "refaulted")
-                   .text());
+               listing().add(s.evictions, "blocks").add(s.pages_evicted, "pages").add(s.refaults, "refaulted").text());
   }
   stats_line(out, "ping-pong",
              listing()
-                 .add(s.ping_pong_blocks, "blocks")
+                 .add(s.ping_pong_detections, "detected")
                  .add(s.throttles, "throttled")
                  .add(s.pins, "pinned")
                  .add(s.unpins, "released")

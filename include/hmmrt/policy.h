@@ -106,7 +106,8 @@ typedef struct hmmrt_policy_ops {
 
 /* Makes a policy known to every context created afterwards, until the process ends. The table and the name are copied.
  * Errors: INVALID_VALUE (null, a size or version this library does not know, no decide(), a bad or taken name),
- * OUT_OF_MEMORY (16 are registered). Cost: microseconds. Counterpart: none. */
+ * OUT_OF_MEMORY (16 are registered); IN_KERNEL, FORKED. Thread: any, also while contexts live; those that do keep their
+ * policy. Cost: microseconds, blocks on nothing. Counterpart: none. */
 HMMRT_API hmmrt_result_t hmmrt_policy_register(const hmmrt_policy_ops_t* ops);
 
 #ifdef __cplusplus

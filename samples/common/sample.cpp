@@ -172,7 +172,7 @@ void Sample::statistics(const hmmrt::context& context) {
   member("evictions", s.evictions);
   member("pages_evicted", s.pages_evicted);
   member("refaults", s.refaults);
-  member("ping_pong_blocks", s.ping_pong_blocks);
+  member("ping_pong_detections", s.ping_pong_detections);
   member("throttles", s.throttles);
   member("pins", s.pins);
   member("pages_mapped_remote", s.pages_mapped_remote);

@@ -16,8 +16,13 @@ namespace {
 
 void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
 
-// Protection can be cleared in areas that this process's userfaultfds watch, and in no others.
-bool watched(const uffd::Uffd& fd, std::uintptr_t addr) { return fd.write_protect(addr, k_page_size, false) == 0; }
+// Clears protection. False: this process's userfaultfds do not watch that area. EAGAIN is waited for, as nobody else will
+// come back to it; the event that causes it is read by another thread, which waits for nothing of ours.
+bool unprotect_watched(const uffd::Uffd& fd, std::uintptr_t addr, std::size_t bytes) {
+  int error = EAGAIN;
+  while (error == EAGAIN) error = fd.write_protect(addr, bytes, false);
+  return error == 0;
+}
 
 }  // namespace
 
@@ -67,7 +72,7 @@ void UffdMirror::release(std::byte* addr, std::size_t bytes) {
     const std::uintptr_t from = std::max(at, area.begin);
     const std::uintptr_t to = std::min(area.end, begin + bytes);
     if (from >= to) break;
-    if (watched(managed_, from)) {
+    if (unprotect_watched(managed_, from, k_page_size)) {
       managed_.unwatch(from, to - from);
       munmap(pointer(from), to - from);
     }
@@ -117,9 +122,7 @@ Status UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
     const std::uintptr_t from = std::max(at, area.begin);
     const std::uintptr_t to = std::min(area.end, addr + bytes);
     if (from >= to) break;
-    if (managed_.write_protect(from, to - from, false) == 0) {
-      managed_.unwatch(from, to - from);
-    }
+    if (unprotect_watched(managed_, from, to - from)) managed_.unwatch(from, to - from);
     at = to;
   }
   ranges_.erase(addr, bytes);
