@@ -140,19 +140,57 @@ Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registe
   return {};
 }
 
-Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home) {
-  if (bring_home && prefetch(house, pool, range->addr, range->bytes, k_cpu, Cause::coherence) != 0) {
-    return fail(HMMRT_ERROR_BUSY, "some pages of [%#" PRIxPTR ", %#" PRIxPTR ") could not be brought home; try again",
-                range->addr, range->end());
-  }
-  const std::uintptr_t addr = range->addr;
-  const std::size_t bytes = range->bytes;
-  with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) {
+namespace {
+
+// Ends the management of those blocks whose pages are all in system memory, looking and ending under one claim. Returns
+// whether that was all of them.
+bool end_at_home(House& house, Range* range) {
+  bool all = true;
+  with_claims(house, range->addr, range->bytes, [&](Block& block, const PageMask& pages) {
+    take_away(house, block, pages & block.valid);  // exclusive pages are home after this
+    if (!block.on_cpu.contains(pages & block.valid)) {
+      all = false;
+      return;
+    }
     make_invalid(house, block, pages);
     if (block.range == range) block.range = nullptr;
   });
-  house.space.forget_range(range);
-  return {};
+  return all;
+}
+
+// Takes back the marks of a range that stays.
+void unmark(House& house, const Range& range) {
+  with_claims(house, range.addr, range.bytes, [&](Block& block, const PageMask& pages) {
+    (pages & block.pinned).for_each([&](unsigned page) {
+      if (block.advice == nullptr || block.advice->pins[page] == 0) block.pinned.clear(page);
+    });
+  });
+}
+
+}  // namespace
+
+Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home) {
+  const std::uintptr_t addr = range->addr;
+  const std::size_t bytes = range->bytes;
+  if (!bring_home) {
+    with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) {
+      make_invalid(house, block, pages);
+      if (block.range == range) block.range = nullptr;
+    });
+    house.space.forget_range(range);
+    return {};
+  }
+  // Marked as pinned, nothing that has come home leaves again: somebody may be prefetching it to a device just now.
+  with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { block.pinned |= pages & block.valid; });
+  for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
+    (void)prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence);
+    if (!end_at_home(house, range)) continue;
+    house.space.forget_range(range);
+    return {};
+  }
+  unmark(house, *range);
+  return fail(HMMRT_ERROR_BUSY, "some pages of [%#" PRIxPTR ", %#" PRIxPTR ") could not be brought home; try again",
+              addr, addr + bytes);
 }
 
 std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent> extents, Processor to, Cause cause) {
