@@ -40,7 +40,9 @@ int main(int argc, char** argv) {
   sample.size_option("-n,--size", n, "rows and columns of the plate")->check(CLI::Range(3, 1 << 20));
   sample.size_option("-i,--iterations", iterations, "most iterations")->check(CLI::Range(1, 1 << 30));
   sample.size_option("--check-every", check_every, "iterations between residuals")->check(CLI::Range(1, 1 << 30));
-  sample.cli().add_option("--tolerance", tolerance, "stop at this residual (root of the summed squares)");
+  sample.cli()
+      .add_option("--tolerance", tolerance, "stop at this residual (root of the summed squares)")
+      ->check(samples::between(0, 1e300));
 
   return sample.run(argc, argv, [&] {
     hmmrt::context context = sample.open();

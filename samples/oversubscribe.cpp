@@ -49,7 +49,7 @@ int main(int argc, char** argv) {
   std::string pattern = "both";
   sample.cli()
       .add_option("--ratio", ratios, "working set over device memory, 0.1 to 16; may be repeated")
-      ->check(CLI::Range(0.1, 16.0));
+      ->check(samples::between(0.1, 16));
   sample.cli()
       .add_option("--pattern", pattern, "how the working set is used")
       ->check(CLI::IsMember({"sequential", "random", "both"}));

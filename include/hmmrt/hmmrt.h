@@ -16,8 +16,12 @@
  *     INVALID_HANDLE (a handle is null, destroyed, or of another kind), INVALID_VALUE (a pointer is null that may not
  *     be, or a struct's `size` is wrong), OUT_OF_MEMORY (for bookkeeping), IN_KERNEL, FORKED and INTERNAL.
  *   - Threads. Every function is safe to call from any thread, on any handles. A handle destroyed while another thread
- *     uses it is reported (INVALID_HANDLE), not undefined: calls in progress end first. No function may be called from
- *     inside a kernel or a stream's host function.
+ *     uses it is reported (INVALID_HANDLE), not undefined: calls in progress end first, new ones are refused, on a
+ *     context's streams and events too as soon as its destruction begins. No function may be called from inside a
+ *     kernel or a stream's host function.
+ *   - Exit. When the process exits (main returns, exit()), work in flight gets two seconds to end, and all pages come
+ *     home. Destructors and exit handlers that run after that can use managed memory and read statistics; every other
+ *     call returns INVALID_HANDLE at once and does nothing, as there is nothing left to wait for or to free.
  *   - Cost. Unless said otherwise a call takes less than some microseconds and waits only for short internal locks.
  *     "Blocks on migration" means: on other threads' moves of the same 2 MiB blocks, which take microseconds to
  *     milliseconds, and never on kernels. Figures are orders of magnitude, for the software GPU on one desktop core.
@@ -68,7 +72,7 @@ typedef enum hmmrt_result HMMRT_ENUM {
   HMMRT_ERROR_INVALID_DEVICE = 3,   /* no such device in this context */
   HMMRT_ERROR_INVALID_OPTION = 4,   /* no option of that name, or a value outside its range */
   HMMRT_ERROR_NOT_MANAGED = 5,      /* the range is not (wholly) managed memory; registering: not mapped */
-  HMMRT_ERROR_ALREADY_MANAGED = 6,  /* registering memory that is managed already */
+  HMMRT_ERROR_ALREADY_MANAGED = 6,  /* registering memory that is managed already, by this context or another */
   HMMRT_ERROR_MISALIGNED = 7,       /* address or size is not a multiple of what is required */
   HMMRT_ERROR_NOT_ANONYMOUS = 8,    /* registering memory that is not a private anonymous mapping */
   HMMRT_ERROR_OUT_OF_MEMORY = 9,    /* system memory or address space */
@@ -82,7 +86,8 @@ typedef enum hmmrt_result HMMRT_ENUM {
   HMMRT_ERROR_FORKED = 17,          /* this process is a fork of one that has, or had, a context: exec first */
   HMMRT_ERROR_IN_KERNEL = 18,       /* API called from inside a kernel or a host function */
   HMMRT_ERROR_SYSTEM = 19,          /* the operating system refused; the detail text names the call and errno */
-  HMMRT_ERROR_INTERNAL = 20         /* a bug in this library */
+  HMMRT_ERROR_INTERNAL = 20,        /* a bug in this library */
+  HMMRT_ERROR_EXCEPTION = 21        /* a kernel or host function of the application threw an exception */
 } hmmrt_result_t;
 
 /* The enumerator's name ("HMMRT_ERROR_PINNED"); "HMMRT_ERROR_UNKNOWN" for other values. Static string.
@@ -151,8 +156,10 @@ typedef struct hmmrt_context_desc {
  * the environment. A process may have several; they share nothing but the machine. Forked children cannot use the
  * library. Errors: INVALID_OPTION; INVALID_VALUE (an option without name or value); NOT_SUPPORTED (the kernel has no
  * userfaultfd with write protection, or no UFFDIO_MOVE and option host_path asks for it); SYSTEM (userfaultfd is
- * forbidden). Cost: about a millisecond; two threads, and some per device. Counterpart: none in HIP (implicit);
- * cuCtxCreate. */
+ * forbidden; a file descriptor or thread could not be had); OUT_OF_MEMORY (address space or mappings: the detail text
+ * names the limit). Cost: about a millisecond; some ten file descriptors, two threads and some per device, two mappings
+ * per wave (option waves_per_unit), so that with the usual vm.max_map_count about 120 contexts fit a process.
+ * Counterpart: none in HIP (implicit); cuCtxCreate. */
 HMMRT_API hmmrt_result_t hmmrt_context_create(const hmmrt_context_desc_t* desc, hmmrt_context_t* context);
 /* Invalidates the handle, waits for calls in progress and all work enqueued, destroys the context's streams and events
  * (launch errors nobody asked for are lost), brings registered memory home, frees what hmmrt_alloc gave, writes the
@@ -222,7 +229,9 @@ HMMRT_API hmmrt_result_t hmmrt_free(hmmrt_context_t context, void* ptr);
  * anonymous, readable and writable. The application keeps owning the mapping and may still munmap, mremap or madvise
  * it. Errors: MISALIGNED; INVALID_VALUE (beyond 47 bits, or not readable and writable); NOT_MANAGED (nothing is mapped
  * in part of it); NOT_ANONYMOUS (file, shared, hugetlb); ALREADY_MANAGED (overlaps a registration or hmmrt_alloc's
- * memory of this context); BUSY (another context, or userfaultfd, of this process watches it); OUT_OF_MEMORY; SYSTEM.
+ * memory of this context, or of another one, which the detail text names); BUSY (a userfaultfd that is not this
+ * library's watches it, and has to let go of it first); OUT_OF_MEMORY; SYSTEM. Never register what this library or the
+ * system needs while a page is away: malloc's heap, a thread's live stack, a loaded library's data.
  * Cost: some 10 us and 1 us per 2 MiB; no page is touched. (hipHostRegister; under HMM any pointer) */
 HMMRT_API hmmrt_result_t hmmrt_register(hmmrt_context_t context, void* ptr, size_t bytes);
 /* Waits for all streams' work enqueued before, brings every page home and forgets the range, which is ordinary memory
@@ -304,8 +313,8 @@ HMMRT_API hmmrt_result_t hmmrt_stream_create(hmmrt_context_t context, uint32_t d
 HMMRT_API hmmrt_result_t hmmrt_stream_destroy(hmmrt_stream_t stream);
 /* Waits until the stream is empty. Reports, once, the first thing enqueued that failed since the last call: its result,
  * and in the detail text the kernel, address and access. The context stays usable, and what was enqueued after it ran.
- * Errors of kernels: ILLEGAL_ADDRESS; ACCESS_DENIED; DEVICE_FULL; PINNED; INVALID_VALUE (with_spans misused); INTERNAL
- * (it threw). Of other work: SYSTEM (hmmrt_discard); OUT_OF_MEMORY; INTERNAL (a host function threw).
+ * Errors of kernels: ILLEGAL_ADDRESS; ACCESS_DENIED; DEVICE_FULL; PINNED; INVALID_VALUE (with_spans misused); EXCEPTION
+ * (it threw). Of other work: SYSTEM (hmmrt_discard); OUT_OF_MEMORY; EXCEPTION (a host function threw).
  * Cost: 10 us after an empty kernel; blocks on kernels. (hipStreamSynchronize) */
 HMMRT_API hmmrt_result_t hmmrt_stream_synchronize(hmmrt_stream_t stream);
 /* HMMRT_SUCCESS when empty, NOT_READY otherwise; reports no launch error. Never blocks. (hipStreamQuery) */
@@ -314,7 +323,8 @@ HMMRT_API hmmrt_result_t hmmrt_stream_query(hmmrt_stream_t stream);
  * event may be of another context, recorded again, or destroyed meanwhile. (hipStreamWaitEvent) */
 HMMRT_API hmmrt_result_t hmmrt_stream_wait_event(hmmrt_stream_t stream, hmmrt_event_t event);
 /* Runs fn(arg) on a host thread in stream order, `arg` as it is. `fn` may use managed memory, but must not call this
- * library (IN_KERNEL). A std::exception out of it becomes the stream's error; others end the process.
+ * library (IN_KERNEL), nor wait for a thread that does: that call may be waiting for this stream. It should not throw:
+ * what it throws becomes the stream's error, EXCEPTION. Errors: SYSTEM (the stream's thread cannot be started).
  * (hipLaunchHostFunc) */
 HMMRT_API hmmrt_result_t hmmrt_stream_host_function(hmmrt_stream_t stream, void (*fn)(void*), void* arg);
 

@@ -18,7 +18,8 @@
 //     do not swallow it with catch (...) and do not access managed memory in a noexcept function.
 //   - A wave keeps its thread but not its turn: no thread_local state, locks or blocking calls across an access.
 //   - A wave that spins on an access lets others run every few milliseconds; one that computes without access does not.
-//   - About 60 KiB of stack per wave. No call into hmmrt.h.
+//   - About 60 KiB of stack per wave; more ends the process. No call into hmmrt.h. An exception that a kernel lets out
+//     fails its launch (HMMRT_ERROR_EXCEPTION).
 // Memory order: plain accesses are relaxed; atomics are acquire-release. Everything a launch did is visible to who
 // synchronises with its stream.
 #ifndef HMMRT_KERNEL_HPP

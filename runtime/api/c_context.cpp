@@ -47,6 +47,7 @@ const char* hmmrt_result_name(hmmrt_result_t result) {
     HMMRT_NAME(HMMRT_ERROR_IN_KERNEL);
     HMMRT_NAME(HMMRT_ERROR_SYSTEM);
     HMMRT_NAME(HMMRT_ERROR_INTERNAL);
+    HMMRT_NAME(HMMRT_ERROR_EXCEPTION);
 #undef HMMRT_NAME
   }
   return "HMMRT_ERROR_UNKNOWN";
@@ -83,7 +84,7 @@ const char* hmmrt_cause_name(hmmrt_cause_t cause) {
 uint32_t hmmrt_option_count(void) { return static_cast<uint32_t>(option_table().size()); }
 
 hmmrt_result_t hmmrt_option_get_info(uint32_t index, hmmrt_option_info_t* info) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     if (info == nullptr) return null_argument("hmmrt_option_get_info", "info");
     const auto table = option_table();
     if (index >= table.size()) {
@@ -109,7 +110,7 @@ hmmrt_result_t hmmrt_option_get_info(uint32_t index, hmmrt_option_info_t* info) 
 }
 
 hmmrt_result_t hmmrt_option_get(hmmrt_context_t context, const char* name, const char** value) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (name == nullptr) return null_argument("hmmrt_option_get", "name");
@@ -179,7 +180,7 @@ hmmrt_result_t hmmrt_context_synchronize(hmmrt_context_t context) {
 }
 
 hmmrt_result_t hmmrt_context_get_info(hmmrt_context_t context, hmmrt_context_info_t* info) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (info == nullptr) return null_argument("hmmrt_context_get_info", "info");
@@ -203,7 +204,7 @@ hmmrt_result_t hmmrt_context_get_info(hmmrt_context_t context, hmmrt_context_inf
 // ---- devices --------------------------------------------------------------------------------------------------------
 
 hmmrt_result_t hmmrt_device_count(hmmrt_context_t context, uint32_t* count) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (count == nullptr) return null_argument("hmmrt_device_count", "count");
@@ -213,7 +214,7 @@ hmmrt_result_t hmmrt_device_count(hmmrt_context_t context, uint32_t* count) {
 }
 
 hmmrt_result_t hmmrt_device_get_info(hmmrt_context_t context, uint32_t device, hmmrt_device_info_t* info) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (info == nullptr) return null_argument("hmmrt_device_get_info", "info");

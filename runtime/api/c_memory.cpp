@@ -29,6 +29,7 @@ Status pages_of(const char* function, Context& c, const void* ptr, std::size_t b
   if (addr + bytes < addr || addr + bytes > std::uintptr_t{1} << 63) {
     return fail(HMMRT_ERROR_INVALID_VALUE, "%s: %zu bytes from %#zx overflow the address space", function, bytes, addr);
   }
+  c.service().fence();  // an mremap that has returned has happened
   std::uintptr_t begin = 0;
   std::size_t length = 0;
   if (!c.find_range(addr, &begin, &length)) {

@@ -64,7 +64,7 @@ std::uint64_t resident_bytes(const Device& d) { return d.info().memory_bytes - d
 }  // namespace
 
 hmmrt_result_t hmmrt_stats_context(hmmrt_context_t context, hmmrt_stats_t* stats) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (stats == nullptr) return null_argument("hmmrt_stats_context", "stats");
@@ -89,7 +89,7 @@ hmmrt_result_t hmmrt_stats_context(hmmrt_context_t context, hmmrt_stats_t* stats
 }
 
 hmmrt_result_t hmmrt_stats_device(hmmrt_context_t context, uint32_t device, hmmrt_stats_t* stats) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (stats == nullptr) return null_argument("hmmrt_stats_device", "stats");
@@ -106,7 +106,7 @@ hmmrt_result_t hmmrt_stats_device(hmmrt_context_t context, uint32_t device, hmmr
 }
 
 hmmrt_result_t hmmrt_stats_range(hmmrt_context_t context, const void* ptr, hmmrt_stats_t* stats) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (ptr == nullptr) return null_argument("hmmrt_stats_range", "ptr");
@@ -134,7 +134,7 @@ hmmrt_result_t hmmrt_stats_range(hmmrt_context_t context, const void* ptr, hmmrt
 }
 
 hmmrt_result_t hmmrt_stats_reset(hmmrt_context_t context) {
-  return entry(__func__, [&]() -> Status {
+  return entry<AtExit::answered>(__func__, [&]() -> Status {
     Use<Context> c;
     if (const Status s = use(context, &c); !s.ok()) return s;
     c->reset_stats();

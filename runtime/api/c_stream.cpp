@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The C entry points about streams, events and launches.
 #include <cstddef>
+#include <exception>
+#include <string>
 
 #include "api/context.hpp"
 #include "api/convert.hpp"
@@ -43,7 +45,7 @@ Status check_kernel(const hmmrt_kernel_t& k, const hmmrt_grid_t& grid) {
 
 void trace_launch(Context& c, Stream& s, EventKind kind) {
   if (!c.event_log().on()) return;
-  (void)s.enqueue([&c, kind, p = device_processor(s.device_index), handle = s.handle] {
+  (void)s.enqueue([&c, kind, p = device_processor(s.device_index), handle = s.handle()] {
     c.event_log().record({.time_ns = c.now_ns(), .a = handle, .kind = kind, .processor = p, .peer = p});
   });
 }
@@ -69,10 +71,8 @@ hmmrt_result_t hmmrt_stream_destroy(hmmrt_stream_t stream) {
   return entry(__func__, [&]() -> Status {
     std::unique_ptr<Stream> taken;
     Use<Context> owner;
-    const Status s = HandleTable::instance().take(from_handle(stream), &taken, [&](Stream& st) {
-      st.context.begin_use();
-      owner = Use<Context>(&st.context);
-    });
+    const Status s =
+        HandleTable::instance().take(from_handle(stream), &taken, [&](Stream& st) { return use_owner(st, &owner); });
     if (!s.ok()) return s;
     owner->destroy_stream(std::move(taken));
     return {};
@@ -117,9 +117,15 @@ hmmrt_result_t hmmrt_stream_host_function(hmmrt_stream_t stream, void (*fn)(void
     Use<Stream> st;
     if (const Status s = use(stream, &st, &owner); !s.ok()) return s;
     if (fn == nullptr) return null_argument("hmmrt_stream_host_function", "fn");
-    return st->enqueue([fn, arg] {
+    return st->enqueue([fn, arg, &s = *st] {
       t_in_host_function = true;
-      fn(arg);
+      try {
+        fn(arg);
+      } catch (const std::exception& e) {
+        s.keep_error(HMMRT_ERROR_EXCEPTION, std::string("a host function threw an exception: ") + e.what());
+      } catch (...) {
+        s.keep_error(HMMRT_ERROR_EXCEPTION, "a host function threw an exception that is not a std::exception");
+      }
       t_in_host_function = false;
     });
   });
@@ -143,10 +149,8 @@ hmmrt_result_t hmmrt_event_destroy(hmmrt_event_t event) {
   return entry(__func__, [&]() -> Status {
     std::unique_ptr<StreamEvent> taken;
     Use<Context> owner;
-    const Status s = HandleTable::instance().take(from_handle(event), &taken, [&](StreamEvent& e) {
-      e.context.begin_use();
-      owner = Use<Context>(&e.context);
-    });
+    const Status s =
+        HandleTable::instance().take(from_handle(event), &taken, [&](StreamEvent& e) { return use_owner(e, &owner); });
     if (!s.ok()) return s;
     owner->destroy_event(std::move(taken));
     return {};

@@ -230,7 +230,6 @@ Status Context::create_stream(unsigned index, std::uintptr_t* handle) {
   }
   streams_.push_back(raw);
   stream_handles_.push_back(*handle);
-  raw->handle = *handle;
   return {};
 }
 
@@ -238,7 +237,7 @@ void Context::destroy_stream(std::unique_ptr<Stream> stream) {
   {
     const std::lock_guard guard(children_lock_);
     std::erase(streams_, stream.get());
-    std::erase(stream_handles_, stream->handle);
+    std::erase(stream_handles_, stream->handle());
   }
   stream->drain();
   stream->wait_unused();
@@ -248,20 +247,18 @@ void Context::destroy_stream(std::unique_ptr<Stream> stream) {
 
 Status Context::create_event(std::uintptr_t* handle) {
   auto event = std::make_unique<StreamEvent>(*this);
-  StreamEvent* raw = event.get();
   const std::lock_guard guard(children_lock_);
   event_handles_.reserve(event_handles_.size() + 1);
   *handle = HandleTable::instance().put(std::move(event));
   if (*handle == 0) return fail(HMMRT_ERROR_OUT_OF_MEMORY, "no room for another handle; destroy streams or events");
   event_handles_.push_back(*handle);
-  raw->handle = *handle;
   return {};
 }
 
 void Context::destroy_event(std::unique_ptr<StreamEvent> event) {
   {
     const std::lock_guard guard(children_lock_);
-    std::erase(event_handles_, event->handle);
+    std::erase(event_handles_, event->handle());
   }
   event->wait_unused();
 }
@@ -294,6 +291,20 @@ Status Context::synchronize() {
     if (const Status s = stream->synchronize(); !s.ok()) return s;
   }
   return {};
+}
+
+bool Context::wait_idle(std::chrono::steady_clock::time_point deadline) {
+  constexpr std::uint64_t k_look_again_ns = 500'000;
+  for (;;) {
+    {
+      const std::lock_guard guard(children_lock_);
+      const auto idle = [](Stream* stream) { return stream->device.idle(stream->queue); };
+      if (std::all_of(streams_.begin(), streams_.end(), idle)) return true;
+    }
+    if (std::chrono::steady_clock::now() >= deadline) return false;
+    const Word never{0};
+    park(never, 0, k_look_again_ns);
+  }
 }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
@@ -350,8 +361,25 @@ Status Context::unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable)
   return {};
 }
 
+bool Context::watches(std::uintptr_t addr, std::size_t bytes) {
+  const auto overlaps = [&](std::uintptr_t a, std::size_t n) { return a < addr + bytes && addr < a + n; };
+  bool found = false;
+  for (const auto& [a, n] : heap_->arenas()) found = found || overlaps(a, n);
+  for_each_range([&](const Range& range) { found = found || overlaps(range.addr, range.bytes); });
+  return found;
+}
+
 Status Context::register_memory(std::uintptr_t addr, std::size_t bytes) {
-  if (const Status s = host_->attach(addr, bytes); !s.ok()) return s;
+  if (const Status s = host_->attach(addr, bytes); !s.ok()) {
+    if (s.code() != HMMRT_ERROR_BUSY) return s;
+    for (const Use<Context>& other : HandleTable::instance().use_all<Context>()) {
+      if (other.get() == this || !other->watches(addr, bytes)) continue;
+      return fail(HMMRT_ERROR_ALREADY_MANAGED,
+                  "[%#zx, +%zu) overlaps memory that another context, %#zx, manages; a page belongs to one context",
+                  addr, bytes, other->handle());
+    }
+    return s;
+  }
   Range* range = nullptr;
   const Status s = hmmrt::manage(*house_, addr, bytes, true, &range);
   if (!s.ok()) {
@@ -366,6 +394,7 @@ Status Context::register_memory(std::uintptr_t addr, std::size_t bytes) {
 
 Status Context::unregister_memory(std::uintptr_t addr) {
   drain_streams();
+  service_->fence();  // an mremap or munmap that has returned has happened
   bool registered = false;
   std::size_t bytes = 0;
   std::uintptr_t begin = 0;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -61,10 +62,14 @@ class Context final : public HandleObject, private HeapBackend {
   // Waits for what is enqueued on every stream; errors are kept by the streams.
   void drain_streams();
   Status synchronize();
+  // Waits until every stream is empty; false when `deadline` came first.
+  bool wait_idle(std::chrono::steady_clock::time_point deadline);
 
   // --- memory -----------------------------------------------------------------------------------------------------
   Status register_memory(std::uintptr_t addr, std::size_t bytes);
   Status unregister_memory(std::uintptr_t addr);
+  // Whether any of [addr, addr + bytes) is this context's: an allocation, a registration, or the heap's reserve.
+  bool watches(std::uintptr_t addr, std::size_t bytes);
   // The allocation or registration that contains `addr`; false when none.
   bool find_range(std::uintptr_t addr, std::uintptr_t* begin, std::size_t* bytes);
   // Runs fn(range) on the range that contains `addr`, which stays meanwhile. False when none.

@@ -20,18 +20,22 @@ std::uintptr_t from_handle(Handle handle) {
 inline Status use(hmmrt_context_t handle, Use<Context>* out) {
   return HandleTable::instance().use(from_handle(handle), out);
 }
-// A child's context stays as long as the child is used.
+// A child's context stays as long as the child is used. Fails once the context is being destroyed, which would
+// otherwise wait for ever for those who keep using its children.
+template <class Child>
+Status use_owner(Child& child, Use<Context>* owner) {
+  if (!child.context.try_begin_use()) {
+    return fail(HMMRT_ERROR_INVALID_HANDLE, "the context of %s %#zx is being destroyed", kind_name(child.kind()),
+                child.handle());
+  }
+  *owner = Use<Context>(&child.context);
+  return {};
+}
 inline Status use(hmmrt_stream_t handle, Use<Stream>* out, Use<Context>* owner) {
-  return HandleTable::instance().use(from_handle(handle), out, [&](Stream& s) {
-    s.context.begin_use();
-    *owner = Use<Context>(&s.context);
-  });
+  return HandleTable::instance().use(from_handle(handle), out, [&](Stream& s) { return use_owner(s, owner); });
 }
 inline Status use(hmmrt_event_t handle, Use<StreamEvent>* out, Use<Context>* owner) {
-  return HandleTable::instance().use(from_handle(handle), out, [&](StreamEvent& e) {
-    e.context.begin_use();
-    *owner = Use<Context>(&e.context);
-  });
+  return HandleTable::instance().use(from_handle(handle), out, [&](StreamEvent& e) { return use_owner(e, owner); });
 }
 
 inline Status check_device(const char* function, const Context& c, std::uint32_t device) {

@@ -8,7 +8,9 @@
 #include <cstring>
 #include <exception>
 #include <new>
+#include <system_error>
 
+#include "device/soft/no_room.hpp"
 #include "device/soft/soft_device.hpp"
 #include "space/status.hpp"
 
@@ -16,17 +18,30 @@ namespace hmmrt {
 
 // Set in the child of a fork: it has the data, but no threads to serve it.
 extern constinit std::atomic<bool> g_forked;
+// Set once the process exits: see process.hpp.
+extern constinit std::atomic<bool> g_exiting;
 // True while the calling thread runs an application's host function.
 extern constinit thread_local bool t_in_host_function;
 
-Status check_caller(const char* function);
+// Calls that only look something up, and so wait for nothing, are answered to the end.
+enum class AtExit : std::uint8_t { refused, answered };
+
+Status check_caller(const char* function, AtExit at_exit);
 
 // Runs fn(), which returns a Status, as the C entry point `function`.
-template <class Fn>
+template <AtExit at_exit = AtExit::refused, class Fn>
 hmmrt_result_t entry(const char* function, Fn&& fn) noexcept {
   try {
-    if (const Status s = check_caller(function); !s.ok()) return s.code();
+    if (const Status s = check_caller(function, at_exit); !s.ok()) return s.code();
     return fn().code();
+  } catch (const NoRoom& e) {
+    return fail(HMMRT_ERROR_OUT_OF_MEMORY, "%s: %s", function, e.what()).code();
+  } catch (const std::system_error& e) {  // std::thread's
+    return fail(HMMRT_ERROR_SYSTEM,
+                "%s: cannot start another thread: %s; look at RLIMIT_NPROC (ulimit -u), RLIMIT_AS (ulimit -v) and the "
+                "control group's pids.max, or lower option compute_units",
+                function, e.code().message().c_str())
+        .code();
   } catch (const std::bad_alloc&) {
     return fail(HMMRT_ERROR_OUT_OF_MEMORY, "%s: no memory for the library's own bookkeeping", function).code();
   } catch (const std::exception& e) {

@@ -35,8 +35,10 @@ std::uintptr_t HandleTable::put(std::unique_ptr<HandleObject> object) {
   free_.pop_back();
   Slot& slot = slots_[index];
   const auto kind = static_cast<std::uintptr_t>(object->kind());
+  object->handle_ =
+      std::uintptr_t{slot.generation} << (k_kind_bits + k_slot_bits) | std::uintptr_t{index} << k_kind_bits | kind;
   slot.object = std::move(object);
-  return std::uintptr_t{slot.generation} << (k_kind_bits + k_slot_bits) | std::uintptr_t{index} << k_kind_bits | kind;
+  return slot.object->handle_;
 }
 
 HandleTable::Slot* HandleTable::find(std::uintptr_t handle, HandleKind kind) {

@@ -3,7 +3,8 @@
 // that is never dereferenced, so a stale, foreign or garbage handle is reported, not followed.
 //
 // Lifetime: an object lives in its slot; a call holds a Use of it. Taking an object out of the table makes its handle
-// invalid at once; wait_unused() then waits for the calls that still use it.
+// invalid at once; wait_unused() then waits for the calls that still use it, and lets no further use be taken through
+// the object's children (try_use()), whose handles are still in the table.
 // Thread: any. The table is process-wide, and never destroyed: calls during exit find it.
 #pragma once
 
@@ -28,9 +29,18 @@ class HandleObject {
   HandleObject(const HandleObject&) = delete;
   HandleObject& operator=(const HandleObject&) = delete;
   HandleKind kind() const { return kind_; }
+  std::uintptr_t handle() const { return handle_; }  // its own, since it was put into the table
 
   // Takes a use; the object must be kept alive by the table's lock or another use.
   void begin_use() noexcept { users_.fetch_add(1, std::memory_order_relaxed); }
+  // As begin_use(), but false, and nothing taken, once wait_unused() was called.
+  bool try_begin_use() noexcept {
+    std::uint32_t n = users_.load(std::memory_order_relaxed);
+    do {
+      if ((n & k_waited_for) != 0) return false;
+    } while (!users_.compare_exchange_weak(n, n + 1, std::memory_order_relaxed));
+    return true;
+  }
   // Release: what the user did is visible to who waited for it. The word may be gone once the count is zero; unpark()
   // only takes its address.
   void end_use() noexcept {
@@ -47,7 +57,9 @@ class HandleObject {
 
  private:
   static constexpr std::uint32_t k_waited_for = 1u << 31;
+  friend class HandleTable;  // handle_
   const HandleKind kind_;
+  std::uintptr_t handle_ = 0;
   Word users_{0};
 };
 
@@ -87,21 +99,22 @@ class HandleTable {
 
   // The new object's handle; 0 when the table is full (2^20 live handles).
   std::uintptr_t put(std::unique_ptr<HandleObject> object);
-  // `and_then(object)` runs under the table's lock, before anyone can take the object out.
+  // `and_then(object)`, a Status, runs under the table's lock, before anyone can take the object out. If it fails so
+  // does the call, and nothing is used or taken.
   template <class T, class Fn>
   Status use(std::uintptr_t handle, Use<T>* out, Fn&& and_then) {
     const std::lock_guard guard(lock_);
     Slot* slot = find(handle, T::k_kind);
     if (slot == nullptr) return invalid(handle, T::k_kind);
     auto* object = static_cast<T*>(slot->object.get());
+    if (const Status s = and_then(*object); !s.ok()) return s;
     object->begin_use();
     *out = Use<T>(object);
-    and_then(*object);
     return {};
   }
   template <class T>
   Status use(std::uintptr_t handle, Use<T>* out) {
-    return use(handle, out, [](T&) {});
+    return use(handle, out, [](T&) { return Status(); });
   }
   // Makes the handle invalid and hands out its object. `and_then` as above.
   template <class T, class Fn>
@@ -109,15 +122,15 @@ class HandleTable {
     const std::lock_guard guard(lock_);
     Slot* slot = find(handle, T::k_kind);
     if (slot == nullptr) return invalid(handle, T::k_kind);
+    if (const Status s = and_then(static_cast<T&>(*slot->object)); !s.ok()) return s;
     out->reset(static_cast<T*>(slot->object.release()));
     ++slot->generation;
     free_.push_back(static_cast<std::uint32_t>(slot - slots_.data()));
-    and_then(**out);
     return {};
   }
   template <class T>
   Status take(std::uintptr_t handle, std::unique_ptr<T>* out) {
-    return take(handle, out, [](T&) {});
+    return take(handle, out, [](T&) { return Status(); });
   }
   // Uses of every live object of a kind.
   template <class T>

@@ -3,20 +3,27 @@
 
 #include <pthread.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "api/context.hpp"
 #include "api/entry.hpp"
+#include "api/log.hpp"
 
 namespace hmmrt {
 
 constinit std::atomic<bool> g_forked{false};
+constinit std::atomic<bool> g_exiting{false};
 constinit thread_local bool t_in_host_function = false;
 
 namespace {
+
+// How long work in flight may take at exit, all together. A kernel may be endless.
+constexpr std::chrono::seconds k_exit_patience{2};
 
 // Contexts frozen by the fork in progress. Never destroyed: the child must not touch it, exit must not either.
 std::vector<Use<Context>>& frozen() {
@@ -24,15 +31,25 @@ std::vector<Use<Context>>& frozen() {
   return contexts;
 }
 
+// This thread's fork has frozen the contexts.
+constinit thread_local bool t_froze = false;
+// They are frozen for good. Written with lifecycle_lock() held.
+bool frozen_at_exit = false;
+
 void before_fork() {
   if (g_forked.load(std::memory_order_relaxed) || in_kernel()) return;
   lifecycle_lock().lock();
+  if (frozen_at_exit) {
+    lifecycle_lock().unlock();
+    return;
+  }
+  t_froze = true;
   frozen() = HandleTable::instance().use_all<Context>();
   for (const Use<Context>& context : frozen()) context->freeze();
 }
 
 void after_fork_in_parent() {
-  if (g_forked.load(std::memory_order_relaxed) || in_kernel()) return;
+  if (!std::exchange(t_froze, false)) return;
   for (const Use<Context>& context : frozen()) context->thaw();
   frozen().clear();
   lifecycle_lock().unlock();
@@ -42,13 +59,23 @@ void after_fork_in_child() { g_forked.store(true, std::memory_order_relaxed); }
 
 void at_exit() {
   if (g_forked.load(std::memory_order_relaxed) || in_kernel()) return;
+  g_exiting.store(true, std::memory_order_relaxed);
   // The uses are kept, in a vector that nobody destroys: so nobody may destroy the contexts from here on.
   static std::vector<Use<Context>>& alive =
       *std::make_unique<std::vector<Use<Context>>>(HandleTable::instance().use_all<Context>()).release();
+  const auto deadline = std::chrono::steady_clock::now() + k_exit_patience;
+  for (Use<Context>& context : alive) {
+    // From a host function, its own stream would be waited for.
+    if (!t_in_host_function && !context->wait_idle(deadline)) {
+      log::warn("the process exits while a kernel or host function still runs; it is left where it is");
+    }
+  }
+  const std::shared_lock guard(lifecycle_lock());  // a fork may be in progress
   for (Use<Context>& context : alive) {
     context->freeze();
     context->write_trace();
   }
+  frozen_at_exit = true;
 }
 
 }  // namespace
@@ -70,11 +97,16 @@ void watch_process() {
   (void)done;
 }
 
-Status check_caller(const char* function) {
+Status check_caller(const char* function, AtExit at_exit) {
   if (g_forked.load(std::memory_order_relaxed)) {
     return fail(HMMRT_ERROR_FORKED,
                 "%s: this process is a fork of the one that made the context; it has the data, but "
                 "cannot use the library. Fork before the first context, or exec",
+                function);
+  }
+  if (at_exit == AtExit::refused && g_exiting.load(std::memory_order_relaxed)) {
+    return fail(HMMRT_ERROR_INVALID_HANDLE,
+                "%s: the process is exiting: every context has ended; managed memory can still be read and written",
                 function);
   }
   if (in_kernel()) return fail(HMMRT_ERROR_IN_KERNEL, "%s was called from inside a kernel", function);

@@ -3,7 +3,9 @@
 //
 //   fork   every context brings its pages home and lets none leave until the parent goes on, so that the child has the
 //          data of the moment of the fork in ordinary memory. In the child every call answers HMMRT_ERROR_FORKED.
-//   exit   contexts still alive bring their pages home and stay, so that destructors that run later find their data.
+//   exit   calls are refused from here on, but for those that only look something up. What contexts still alive have in
+//          flight may end, for a while; then they bring their pages home and stay, so that destructors that run later
+//          find their data, and nothing to wait for.
 #pragma once
 
 #include <shared_mutex>

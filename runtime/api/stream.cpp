@@ -78,7 +78,7 @@ void Stream::run_guarded(void (*fn)(void*), void* arg) noexcept {
   } catch (const std::bad_alloc&) {
     keep_error(HMMRT_ERROR_OUT_OF_MEMORY, "no memory for an operation of this stream");
   } catch (const std::exception& e) {
-    keep_error(HMMRT_ERROR_INTERNAL, e.what());
+    keep_error(HMMRT_ERROR_INTERNAL, e.what());  // ours: a host function's own is caught before
   }
 }
 

@@ -26,7 +26,6 @@ class Stream final : public HandleObject {
   Device& device;
   const unsigned device_index;
   const Queue queue;
-  std::uintptr_t handle = 0;  // its own
 
   // Waits until the queue is empty. A launch error is kept for synchronize().
   void drain();
@@ -82,7 +81,6 @@ class StreamEvent final : public HandleObject {
   explicit StreamEvent(Context& owner) : HandleObject(k_kind), context(owner) {}
 
   Context& context;
-  std::uintptr_t handle = 0;  // its own
   std::shared_ptr<EventRecord> latest() {
     const std::lock_guard guard(lock_);
     return latest_;

@@ -259,6 +259,8 @@ void settle(House& house, Block& block) {
   if (taken.unmapped.any()) {
     block.valid = block.valid - taken.unmapped;
     block.set_on_cpu(taken.unmapped, false);
+    block.pinned = block.pinned - taken.unmapped;
+    if (block.advice != nullptr) block.advice->forget(taken.unmapped);
   }
   house.unsettled.fetch_sub(1, std::memory_order_release);
 }
@@ -311,6 +313,7 @@ void make_invalid(House& house, Block& block, const PageMask& pages) {
   block.held = block.held - lost;
   block.dropping = block.dropping - lost;
   block.pinned = block.pinned - lost;
+  if (block.advice != nullptr) block.advice->forget(lost);
   if (block.valid.none()) {
     block.range = nullptr;
     block.history = BlockHistory{};

@@ -38,6 +38,13 @@ class Slots {
   std::array<unsigned, k_max_tokens> slots_{};
 };
 
+void copy_and_finish(House& house, Work& work, std::atomic<std::uint64_t>& spent_ns) {
+  const std::uint64_t begin = house.clock.now_ns();
+  copy(house, work);
+  finish_copy(house, work);
+  spent_ns.fetch_add(house.clock.now_ns() - begin, std::memory_order_relaxed);
+}
+
 // A block in flight. oneTBB passes pointers from stage to stage as they are; anything larger it would allocate.
 struct Token {
   std::size_t job = 0;
@@ -49,12 +56,13 @@ struct Token {
 class Run {
  public:
   Run(House& house, Jobs& jobs, std::size_t count, std::vector<std::unique_ptr<Work>>& works,
-      std::vector<std::unique_ptr<Work>>& spares)
+      std::vector<std::unique_ptr<Work>>& spares, std::atomic<std::uint64_t>& copy_ns)
       : house_(house),
         jobs_(jobs),
         count_(count),
         works_(works),
         spares_(spares),
+        copy_ns_(copy_ns),
         slots_(static_cast<unsigned>(works.size())) {}
 
   Token* claim_and_plan(tbb::flow_control& control) {
@@ -78,8 +86,7 @@ class Run {
   }
   Token* copy(Token* t) {
     tsan_acquire(t);
-    hmmrt::copy(house_, *works_[t->slot]);
-    finish_copy(house_, *works_[t->slot]);
+    copy_and_finish(house_, *works_[t->slot], copy_ns_);
     tsan_release(t);
     return t;
   }
@@ -115,6 +122,7 @@ class Run {
   std::size_t next_ = 0;
   std::vector<std::unique_ptr<Work>>& works_;
   std::vector<std::unique_ptr<Work>>& spares_;
+  std::atomic<std::uint64_t>& copy_ns_;
   Slots slots_;
   std::array<Token, k_max_tokens> tokens_{};
 };
@@ -145,18 +153,11 @@ void Pipeline::run_alone(std::size_t count, Jobs& jobs) {
     reset(work);
     if (!jobs.plan(i, work)) continue;
     prepare(house_, work, *spares_[0]);
-    copy_stage(work);
+    copy_and_finish(house_, work, copy_ns_);
     commit(house_, work);
     jobs.done(i, work);
     release(house_, *work.block);
   }
-}
-
-void Pipeline::copy_stage(Work& work) {
-  const std::uint64_t begin = house_.clock.now_ns();
-  copy(house_, work);
-  finish_copy(house_, work);
-  copy_ns_.fetch_add(house_.clock.now_ns() - begin, std::memory_order_relaxed);
 }
 
 void Pipeline::run(std::size_t count, Jobs& jobs) {
@@ -164,7 +165,7 @@ void Pipeline::run(std::size_t count, Jobs& jobs) {
     run_alone(count, jobs);
     return;
   }
-  Run run(house_, jobs, count, works_, spares_);
+  Run run(house_, jobs, count, works_, spares_, copy_ns_);
   tsan_release(&run);
   arena_.execute([&] {
     using tbb::filter_mode;

@@ -46,7 +46,6 @@ class Pipeline {
 
  private:
   void run_alone(std::size_t count, Jobs& jobs);
-  void copy_stage(Work& work);
 
   House& house_;
   unsigned tokens_;

@@ -17,6 +17,15 @@ void move_bit(PageMask& from, unsigned old_page, PageMask& to, unsigned new_page
   to.set(new_page);
 }
 
+// Advice and pins are about the memory, not the address.
+void move_advice(House& house, Block& from, unsigned old_page, Block& to, unsigned new_page) {
+  if (from.advice == nullptr) return;
+  BlockAdvice* const advice = house.space.obtain_advice(to);
+  if (advice == nullptr) return;  // no memory: as never advised
+  advice->take(*from.advice, old_page, new_page);
+  move_bit(from.pinned, old_page, to.pinned, new_page);
+}
+
 // The state of one page goes to its new place. No device translates it.
 void move_page(House& house, Block& from, unsigned old_page, Block& to, unsigned new_page) {
   const PageMask one = PageMask::one(old_page);
@@ -39,7 +48,7 @@ void move_page(House& house, Block& from, unsigned old_page, Block& to, unsigned
     move_bit(old_part->staged, old_page, new_part->staged, new_page);
   }
   to.set_on_cpu(PageMask::one(new_page), from.on_cpu.test(old_page));
-  move_bit(from.pinned, old_page, to.pinned, new_page);
+  move_advice(house, from, old_page, to, new_page);
   to.valid.set(new_page);
 }
 

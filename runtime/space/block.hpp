@@ -62,6 +62,26 @@ struct BlockAdvice {
     preferred.fill(k_no_processor);
     last_prefetch.fill(k_no_processor);
   }
+  // Page `page` has the advice that page `other_page` of `other` has.
+  void take(const BlockAdvice& other, unsigned other_page, unsigned page) {
+    if (other.read_mostly.test(other_page)) {
+      read_mostly.set(page);
+    } else {
+      read_mostly.clear(page);
+    }
+    preferred[page] = other.preferred[other_page];
+    last_prefetch[page] = other.last_prefetch[other_page];
+    accessed_by[page] = other.accessed_by[other_page];
+    pins[page] = other.pins[other_page];
+  }
+  void forget(const PageMask& pages) {
+    read_mostly = read_mostly - pages;
+    pages.for_each([&](unsigned page) {
+      preferred[page] = last_prefetch[page] = k_no_processor;
+      accessed_by[page] = 0;
+      pins[page] = 0;
+    });
+  }
 };
 
 // Invalidations heard of and not yet acted on.

@@ -189,6 +189,16 @@ void Sample::print_json() const {
       joined(rows_).c_str(), joined(statistics_).c_str());
 }
 
+CLI::Validator between(double low, double high) {
+  const std::string range = number(low) + " to " + number(high);
+  return {[=](const std::string& text) {
+            double value = 0;
+            const bool inside = CLI::detail::lexical_cast(text, value) && value >= low && value <= high;
+            return inside ? std::string() : "'" + text + "' is not a number from " + range;
+          },
+          "FLOAT from " + range};
+}
+
 double mib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); }
 
 }  // namespace samples

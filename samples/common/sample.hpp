@@ -88,6 +88,9 @@ class Sample {
 
 double mib(std::uint64_t bytes);
 
+// A check for options that are not whole numbers: low to high. As CLI::Range, which lets NaN through.
+CLI::Validator between(double low, double high);
+
 class Stopwatch {
  public:
   double milliseconds() const {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
@@ -189,6 +190,61 @@ TEST_P(ApiBadInput, destroying_a_context_that_others_use) {
     EXPECT_EQ(hmmrt_context_destroy(c), HMMRT_SUCCESS);
     user.join();
   }
+}
+
+TEST_P(ApiBadInput, destroying_a_context_while_others_launch_on_its_stream) {
+  for (int i = 0; i < 5; ++i) {
+    hmmrt_context_t c = nullptr;
+    hmmrt_stream_t s = nullptr;
+    hmmrt::check(hmmrt_context_create(nullptr, &c));
+    hmmrt::check(hmmrt_stream_create(c, 0, &s));
+    hmmrt::check(hmmrt_alloc(c, k_block, &p_));
+    std::atomic<int> started{0};
+    const auto use = [&](const auto& call) {
+      hmmrt_result_t r = HMMRT_SUCCESS;
+      while (r == HMMRT_SUCCESS) {
+        r = call();
+        ++started;
+      }
+      EXPECT_API_ERROR(r, HMMRT_ERROR_INVALID_HANDLE, "destroyed");
+    };
+    std::thread launcher([&] {
+      use([&] { return hmmrt::launch(s, "add", {1024, 1, 1}, AddOne{static_cast<std::uint32_t*>(p_)}); });
+    });
+    std::thread waiter([&] { use([&] { return hmmrt_stream_synchronize(s); }); });
+    while (started < 10) std::this_thread::yield();
+    EXPECT_EQ(hmmrt_context_destroy(c), HMMRT_SUCCESS);
+    launcher.join();
+    waiter.join();
+  }
+}
+
+TEST_P(ApiBadInput, memory_of_another_context) {
+  const hmmrt::context other(options_of(GetParam()));
+  const Mapping m(4 * k_page);
+  context().register_memory(m.get(), 2 * k_page);
+  EXPECT_API_ERROR(hmmrt_register(other.get(), m.get() + k_page, 2 * k_page), HMMRT_ERROR_ALREADY_MANAGED,
+                   hex(handle()));
+  const hmmrt::managed_buffer<char> b(context(), k_page);
+  EXPECT_API_ERROR(hmmrt_register(other.get(), const_cast<char*>(b.data()), k_page), HMMRT_ERROR_ALREADY_MANAGED,
+                   "another context");
+  context().unregister_memory(m.get());
+  EXPECT_EQ(hmmrt_register(other.get(), m.get(), 2 * k_page), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+}
+
+TEST_P(ApiBadInput, exceptions_out_of_kernels_and_host_functions) {
+  struct Throw {
+    void operator()(const hmmrt::item&) const { throw std::runtime_error("mine"); }
+  };
+  const hmmrt::stream s(context());
+  s.launch("thrower", 100, Throw{});
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_EXCEPTION,
+                   "kernel 'thrower': the kernel threw an exception: mine");
+  s.host_function([](void*) { throw std::runtime_error("mine too"); }, nullptr);
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_EXCEPTION, "mine too");
+  s.host_function([](void*) { throw 1; }, nullptr);
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_EXCEPTION, "host function");
+  s.synchronize();
 }
 
 TEST_P(ApiBadInput, a_kernel_that_reads_out_of_bounds) {

@@ -6,9 +6,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "conformance/api_environment.hpp"
 
@@ -75,6 +77,97 @@ TEST_P(ApiMappings, mremap_carries_device_resident_contents_along) {
   context_.reset();
   for (std::size_t i = 0; i < 8 * 1024; ++i) ASSERT_EQ(words[i], i);
   munmap(moved, 8 * k_page);
+}
+
+TEST_P(ApiMappings, memory_that_mremap_adds_is_ordinary_memory) {
+  for (const bool in_place : {true, false}) {
+    const auto reserve = [](std::size_t bytes) {
+      return static_cast<std::uint32_t*>(
+          mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    };
+    auto* const p = reserve(64 * k_page);
+    munmap(p + 8 * 1024, 56 * k_page);
+    p[0] = 7;
+    context().register_memory(p, 8 * k_page);
+    context().prefetch(p, 8 * k_page, 0);
+    void* const grown = in_place
+                            ? mremap(p, 8 * k_page, 64 * k_page, 0)
+                            : mremap(p, 8 * k_page, 64 * k_page, MREMAP_MAYMOVE | MREMAP_FIXED, reserve(64 * k_page));
+    if (grown == MAP_FAILED && in_place) continue;  // somebody has mapped what was free
+    ASSERT_NE(grown, MAP_FAILED) << std::strerror(errno);
+    auto* const words = static_cast<volatile std::uint32_t*>(grown);
+    EXPECT_EQ(words[0], 7u);
+    for (std::size_t i = 8; i < 64; ++i) ASSERT_EQ(words[i * 1024], 0u) << i;
+    words[20 * 1024] = 3;
+    EXPECT_EQ(words[20 * 1024], 3u);
+    EXPECT_EQ(hmmrt_unregister(handle(), grown), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+    EXPECT_EQ(words[0], 7u);
+    munmap(grown, 64 * k_page);
+  }
+}
+
+TEST_P(ApiMappings, what_mremap_leaves_mapped_reads_as_zero) {
+  Mapping m(8 * k_page);
+  m.words()[0] = 7;
+  context().register_memory(m.get(), 8 * k_page);
+  context().prefetch(m.get(), 8 * k_page, 0);
+  constexpr int k_dont_unmap = 4;  // MREMAP_DONTUNMAP
+  void* const moved = mremap(m.get(), 8 * k_page, 8 * k_page, MREMAP_MAYMOVE | k_dont_unmap, nullptr);
+  ASSERT_NE(moved, MAP_FAILED) << std::strerror(errno);
+  EXPECT_EQ(static_cast<std::uint32_t*>(moved)[0], 7u);
+  EXPECT_EQ(m.words()[0], 0u);
+  EXPECT_EQ(hmmrt_unregister(handle(), moved), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  munmap(moved, 8 * k_page);
+}
+
+TEST_P(ApiMappings, pins_move_with_their_memory_and_end_with_it) {
+  void* const before = mmap(nullptr, 8 * k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const target = mmap(nullptr, 8 * k_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  context().register_memory(before, 8 * k_page);
+  ASSERT_EQ(hmmrt_pin(handle(), before, 4 * k_page), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  void* const moved = mremap(before, 8 * k_page, 8 * k_page, MREMAP_MAYMOVE | MREMAP_FIXED, target);
+  ASSERT_EQ(moved, target) << std::strerror(errno);
+  static_cast<volatile char*>(moved)[0] = 1;
+  EXPECT_EQ(hmmrt_unpin(handle(), before, 4 * k_page), HMMRT_ERROR_NOT_MANAGED);
+  EXPECT_EQ(hmmrt_unpin(handle(), moved, 4 * k_page), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  EXPECT_NE(hmmrt_unpin(handle(), moved, 4 * k_page), HMMRT_SUCCESS);
+  ASSERT_EQ(hmmrt_pin(handle(), moved, 4 * k_page), HMMRT_SUCCESS);
+  EXPECT_EQ(hmmrt_unregister(handle(), moved), HMMRT_ERROR_PINNED);
+  munmap(moved, 8 * k_page);
+  EXPECT_EQ(hmmrt_unregister(handle(), moved), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+}
+
+TEST_P(ApiMappings, unregistering_loses_nothing_to_a_prefetch_at_the_same_time) {
+  Mapping m(60 * k_page);
+  std::atomic<bool> stop{false};
+  std::thread meddler([&] {
+    while (!stop) (void)hmmrt_prefetch(handle(), m.get(), 60 * k_page, last_device(), nullptr);
+  });
+  for (std::uint32_t round = 1; round < 100; ++round) {
+    for (std::size_t i = 0; i < 60; ++i) m.words()[i * 1024] = round;
+    context().register_memory(m.get(), 60 * k_page);
+    std::this_thread::yield();
+    hmmrt_result_t result = HMMRT_ERROR_BUSY;
+    while (result == HMMRT_ERROR_BUSY) result = hmmrt_unregister(handle(), m.get());
+    ASSERT_EQ(result, HMMRT_SUCCESS) << hmmrt_last_error_detail();
+    for (std::size_t i = 0; i < 60; ++i) ASSERT_EQ(m.words()[i * 1024], round) << i;
+  }
+  stop = true;
+  meddler.join();
+}
+
+TEST_P(ApiMappings, memory_unmapped_during_a_launch_can_be_unregistered) {
+  void* const p = mmap(nullptr, 8 * k_block, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  auto* const bytes = static_cast<char*>(p);
+  context().register_memory(p, 8 * k_block);
+  const hmmrt::stream s(context(), last_device());
+  s.launch("add", 8 * k_block / 4, AddOne{hmmrt::gptr<std::uint32_t>(static_cast<std::uint32_t*>(p))});
+  ASSERT_EQ(munmap(bytes + 2 * k_block, k_block), 0);
+  (void)hmmrt_stream_synchronize(s.get());
+  // Each part once: in the hole there may be somebody else's memory by now.
+  ASSERT_EQ(munmap(bytes, 2 * k_block), 0);
+  ASSERT_EQ(munmap(bytes + 3 * k_block, 5 * k_block), 0);
+  EXPECT_EQ(hmmrt_unregister(handle(), p), HMMRT_SUCCESS) << hmmrt_last_error_detail();
 }
 
 TEST_P(ApiMappings, protection_is_mirrored_to_devices) {

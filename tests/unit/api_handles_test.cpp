@@ -113,5 +113,27 @@ TEST(ApiHandles, wait_unused_returns_after_the_last_user) {
   }
 }
 
+TEST(ApiHandles, an_object_that_is_waited_for_lends_no_further_use_through_its_children) {
+  HandleTable table;
+  const std::uintptr_t h = table.put(std::make_unique<Thing>(1));
+  const std::uintptr_t child = table.put(std::make_unique<Other>());
+  std::unique_ptr<Thing> taken;
+  ASSERT_TRUE(table.take(h, &taken).ok());
+  EXPECT_EQ(taken->handle(), h);
+  ASSERT_TRUE(taken->try_begin_use());
+  taken->end_use();
+  taken->wait_unused();
+  const auto of_owner = [&](Other&) {
+    return taken->try_begin_use() ? Status() : fail(HMMRT_ERROR_INVALID_HANDLE, "its owner is going");
+  };
+  Use<Other> use;
+  EXPECT_EQ(table.use(child, &use, of_owner).code(), HMMRT_ERROR_INVALID_HANDLE);
+  EXPECT_FALSE(use);
+  std::unique_ptr<Other> gone;
+  EXPECT_EQ(table.take(child, &gone, of_owner).code(), HMMRT_ERROR_INVALID_HANDLE);
+  EXPECT_EQ(gone, nullptr);
+  EXPECT_TRUE(table.take(child, &gone).ok());  // who destroys the owner takes it
+}
+
 }  // namespace
 }  // namespace hmmrt

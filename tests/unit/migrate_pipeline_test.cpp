@@ -418,7 +418,6 @@ TEST_P(PipelineOf, pages_that_stay_are_told_apart_and_the_rest_moves) {
 }
 
 TEST_P(PipelineOf, time_in_copy_stages_is_counted) {
-  if (tokens() != 1) GTEST_SKIP() << "Run::copy (pipeline.cpp) does not count its time yet";
   World world(10);
   Pipeline pipeline(world.house, tokens(), 4);
   Moves moves(world, 1);

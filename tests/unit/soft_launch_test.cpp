@@ -168,7 +168,7 @@ TEST(SoftLaunch, an_exception_in_a_kernel_fails_the_launch_with_its_text) {
   Region region(1);
   Service service(rig.device, rig.bell, region);
   const LaunchError e = rig.run({128, 1, 1}, Thrower{region.at<int>()});
-  EXPECT_EQ(e.result, HMMRT_ERROR_INTERNAL);
+  EXPECT_EQ(e.result, HMMRT_ERROR_EXCEPTION);
   EXPECT_NE(std::string(failure_detail()).find("tired"), std::string::npos) << failure_detail();
 }
 

@@ -173,8 +173,7 @@ TEST_P(UffdStress, a_first_write_that_meets_the_withdrawal_of_its_page_survives)
     std::thread writer([&] {
       std::mt19937 random(round);
       for (unsigned i = 1; i < k_block_pages; ++i) {
-        while (turn < i) {
-        }
+        while (turn < i) std::this_thread::yield();
         linger(random() % 8192);
         w.page(i)[0] = std::byte{1};
         written = i;
@@ -183,8 +182,7 @@ TEST_P(UffdStress, a_first_write_that_meets_the_withdrawal_of_its_page_survives)
     for (unsigned i = 1; i < k_block_pages; ++i) {
       turn = i;
       w.to_device(PageMask::one(i));
-      while (written < i) {
-      }
+      while (written < i) std::this_thread::yield();
     }
     writer.join();
     for (unsigned i = 1; i < k_block_pages; ++i) ASSERT_EQ(w.page(i)[0], std::byte{1}) << i << " round " << round;
@@ -202,8 +200,7 @@ TEST_P(UffdStress, a_block_read_before_it_was_written_is_never_taken_for_an_empt
   std::atomic<unsigned> written{0};
   std::thread writer([&] {
     for (unsigned b = 1; b <= k_blocks; ++b) {
-      while (turn < b) {
-      }
+      while (turn < b) std::this_thread::yield();
       w.page(b * k_block_pages)[0] = std::byte{1};
       written = b;
     }
@@ -215,8 +212,7 @@ TEST_P(UffdStress, a_block_read_before_it_was_written_is_never_taken_for_an_empt
     turn = b;
     linger(random() % (1 << 19));
     wrong += w.to_device(last, false, b).done != last;  // it was there since it was read
-    while (written < b) {
-    }
+    while (written < b) std::this_thread::yield();
   }
   writer.join();
   EXPECT_EQ(wrong, 0u);

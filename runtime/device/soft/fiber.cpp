@@ -5,9 +5,9 @@
 #include <sys/mman.h>
 
 #include <cstring>
-#include <new>
 #include <utility>
 
+#include "device/soft/no_room.hpp"
 #include "space/page.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -40,16 +40,22 @@ struct AreaStack {
   void deallocate(boost::context::stack_context&) noexcept {}
 };
 
+NoRoom no_stacks(std::size_t bytes) {
+  return {"the stacks of a compute unit's waves (two mappings each)", bytes,
+          "option waves_per_unit or compute_units, or the number of contexts"};
+}
+
 }  // namespace
 
 StackArea::StackArea(std::size_t count) : bytes_(count * (k_stack_bytes + k_page_size)) {
   void* m = mmap(nullptr, bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (m == MAP_FAILED) throw std::bad_alloc();
+  if (m == MAP_FAILED) throw no_stacks(bytes_);
   base_ = static_cast<std::byte*>(m);
   for (std::size_t i = 0; i < count; ++i) {
     if (mprotect(top(i) - k_stack_bytes, k_stack_bytes, PROT_READ | PROT_WRITE) != 0) {
+      const NoRoom error = no_stacks(bytes_);  // before errno is gone
       munmap(base_, bytes_);
-      throw std::bad_alloc();
+      throw error;
     }
   }
   madvise(base_, bytes_, MADV_NOHUGEPAGE);

@@ -16,7 +16,7 @@ namespace hmmrt {
 // Address space for `count` stacks, each with a guard page below it.
 class StackArea {
  public:
-  explicit StackArea(std::size_t count);  // throws std::bad_alloc
+  explicit StackArea(std::size_t count);  // throws NoRoom
   ~StackArea();
   StackArea(const StackArea&) = delete;
   StackArea& operator=(const StackArea&) = delete;

@@ -5,7 +5,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <new>
+
+#include "device/soft/no_room.hpp"
 
 namespace hmmrt {
 
@@ -52,7 +53,7 @@ FrameMemory::FrameMemory(std::uint64_t bytes, bool populate) : frames_(bytes / k
   const std::size_t usable = frames_ * k_page_size;
   mapping_bytes_ = block_ceil(usable) + k_block_size;
   void* m = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (m == MAP_FAILED) throw std::bad_alloc();
+  if (m == MAP_FAILED) throw NoRoom("a device's memory", mapping_bytes_, "option device_memory or devices");
   mapping_ = static_cast<std::byte*>(m);
   base_ = reinterpret_cast<std::byte*>(block_ceil(reinterpret_cast<std::uintptr_t>(m)));
   madvise(base_, block_ceil(usable), MADV_HUGEPAGE);

@@ -20,7 +20,7 @@ namespace hmmrt {
 
 class FrameMemory {
  public:
-  // Throws std::bad_alloc when the address space is not there. `populate` touches every page now.
+  // Throws NoRoom when the address space is not there. `populate` touches every page now.
   FrameMemory(std::uint64_t bytes, bool populate);
   ~FrameMemory();
   FrameMemory(const FrameMemory&) = delete;

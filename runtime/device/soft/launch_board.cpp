@@ -235,7 +235,11 @@ LaunchError LaunchBoard::synchronize(Queue queue, void (*drive)(void*), void* co
   const LaunchError error = state->error;
   state->error = {};
   if (error.result != HMMRT_SUCCESS && state->text[0] != '\0') {
-    (void)fail(error.result, "kernel '%s' at %#zx: %s", error.kernel, error.addr, state->text.data());
+    if (error.addr != 0) {
+      (void)fail(error.result, "kernel '%s' at %#zx: %s", error.kernel, error.addr, state->text.data());
+    } else {  // it is not about an address
+      (void)fail(error.result, "kernel '%s': %s", error.kernel, state->text.data());
+    }
   }
   return error;
 }

@@ -60,6 +60,9 @@ struct SoftDeviceParts {
   std::atomic<bool> stopping{false};
   std::thread ticker;
 
+  // Starts and ends the threads; start() throws std::system_error, with those it had started ended again.
+  void start();
+  void stop();
   void tick();
   void wake_units() {
     for (auto& u : units) u->wake();
@@ -94,6 +97,24 @@ SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, cons
     return static_cast<SoftDeviceParts*>(p)->cancel(launch, error, text);
   };
   for (std::uint32_t i = 0; i < unit_count(c); ++i) units.push_back(std::make_unique<Unit>(shared));
+}
+
+void SoftDeviceParts::start() {
+  try {
+    for (auto& unit : units) unit->start_thread();
+    ticker = std::thread([this] { tick(); });
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+void SoftDeviceParts::stop() {
+  stopping.store(true, std::memory_order_release);
+  shared.ticker.fetch_add(1, std::memory_order_release);
+  unpark(shared.ticker);
+  if (ticker.joinable()) ticker.join();
+  for (auto& unit : units) unit->stop();
 }
 
 // Interrupts the units' waves every so often, see unit.hpp. Rests while no launch runs.
@@ -133,10 +154,7 @@ void SoftDeviceParts::release_cancelled(LaunchState* launch) {
 SoftDevice::SoftDevice(const SoftDeviceConfig& config, Doorbell& faults, const Clock& clock)
     : config_(checked(config)), parts_(std::make_unique<SoftDeviceParts>(config_, faults, clock)) {
   fill_info();
-  if (!config_.deterministic) {
-    for (auto& unit : parts_->units) unit->start_thread();
-    parts_->ticker = std::thread([p = parts_.get()] { p->tick(); });
-  }
+  if (!config_.deterministic) parts_->start();
   if (config_.peers != nullptr) config_.peers->set(config_.processor, this);
 }
 
@@ -152,11 +170,7 @@ SoftDevice::~SoftDevice() {
       std::this_thread::yield();
     }
   }
-  parts_->stopping.store(true, std::memory_order_release);
-  parts_->shared.ticker.fetch_add(1, std::memory_order_release);
-  unpark(parts_->shared.ticker);
-  if (parts_->ticker.joinable()) parts_->ticker.join();
-  for (auto& unit : parts_->units) unit->stop();
+  parts_->stop();
 }
 
 void SoftDevice::fill_info() {

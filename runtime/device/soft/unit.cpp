@@ -201,7 +201,7 @@ void Unit::run_wave(Wave& wave) const {
   const std::uint64_t first = wave.number * shared_.config.wave_size;
   const std::uint64_t count = std::min<std::uint64_t>(shared_.config.wave_size, launch.items - first);
   LaunchError error;
-  error.result = HMMRT_ERROR_INTERNAL;
+  error.result = HMMRT_ERROR_EXCEPTION;
   char text[128];
   try {
     launch.run(launch.functor.data(), launch.grid, first, count);

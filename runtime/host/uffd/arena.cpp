@@ -39,8 +39,10 @@ std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool
     (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "no memory for bookkeeping");
     return nullptr;
   }
-  const std::uintptr_t base = map_aligned(cover_bytes, PROT_READ | PROT_WRITE | (exec ? PROT_EXEC : 0));
-  if (base == 0) {
+  // Under mlockall(MCL_FUTURE) staging must not be filled and locked: nothing could move there.
+  const std::uintptr_t base = map_aligned(cover_bytes, PROT_NONE);
+  if (base == 0 || munlock(pointer(base), cover_bytes) != 0 ||
+      mprotect(pointer(base), cover_bytes, PROT_READ | PROT_WRITE | (exec ? PROT_EXEC : 0)) != 0) {
     (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes of staging address space: %s", cover_bytes,
                strerror(errno));
     return nullptr;
@@ -69,6 +71,10 @@ std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool
 
 Arena::~Arena() {
   if (cover_ + offset_ != 0 && block_count_ != 0) munmap(pointer(cover_ + offset_), block_count_ * k_block_size);
+}
+
+void Arena::follow(const Arena& from) {
+  armed_.store(from.armed(), std::memory_order_release);  // the kernel has moved its watch along
 }
 
 int Arena::arm(const Uffd& managed, const ProcMaps& maps) {

@@ -66,6 +66,9 @@ class Arena {
   // before it was ever written gets. While that is split or replaced the page table is empty for as long as a TLB
   // shootdown takes, and both UFFDIO_MOVE and pagemap, which look without the lock, would say that nothing is there.
   int arm(const Uffd& managed, const ProcMaps& maps);
+  // The pages of `from` are here now, watched as they were (mremap). Registering would be wrong: by now somebody else's
+  // memory may be at these addresses.
+  void follow(const Arena& from);
   bool armed() const { return armed_.load(std::memory_order_acquire); }
 
   // Makes staging pages exist (zero filled where new). False: no memory.

@@ -12,6 +12,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "host/uffd/probe.hpp"
+
 namespace hmmrt::uffd {
 
 namespace {
@@ -45,6 +47,9 @@ constexpr std::uint64_t k_pagemap_write_protected = std::uint64_t{1} << 57;
 constexpr std::uint64_t k_pagemap_exclusive = std::uint64_t{1} << 56;
 constexpr std::uint64_t k_pagemap_swapped = std::uint64_t{1} << 62;
 
+constexpr const char* k_maps = "/proc/self/maps";
+constexpr const char* k_pagemap = "/proc/self/pagemap";
+
 // "55d0c8a00000-55d0c8a21000 rw-p 00000000 00:00 0   [heap]"
 bool parse_line(const char* p, const char* end, Area* area) {
   const auto hex = [&](std::uintptr_t* value) {
@@ -73,8 +78,16 @@ bool parse_line(const char* p, const char* end, Area* area) {
 }  // namespace
 
 ProcMaps::ProcMaps()
-    : maps_(open("/proc/self/maps", O_RDONLY | O_CLOEXEC)),
-      pagemap_(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
+    : maps_(open(k_maps, O_RDONLY | O_CLOEXEC)),
+      maps_error_(maps_ < 0 ? errno : 0),
+      pagemap_(open(k_pagemap, O_RDONLY | O_CLOEXEC)),
+      pagemap_error_(pagemap_ < 0 ? errno : 0) {}
+
+Status ProcMaps::status() const {
+  if (maps_ >= 0 && (pagemap_ >= 0 || pagemap_error_ == EACCES)) return {};
+  const int error = maps_ < 0 ? maps_error_ : pagemap_error_;
+  return fail(HMMRT_ERROR_SYSTEM, "%s: %s%s", maps_ < 0 ? k_maps : k_pagemap, strerror(error), hint(error));
+}
 
 ProcMaps::~ProcMaps() {
   if (maps_ >= 0) close(maps_);
@@ -103,7 +116,7 @@ bool ProcMaps::query(std::uintptr_t addr, Area* out, bool* found) const noexcept
 
 bool ProcMaps::parse(std::uintptr_t addr, Area* out) const noexcept {
   // Its own descriptor: the position of a seq file is shared state.
-  const int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  const int fd = open(k_maps, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return false;
   std::array<char, 8192> buffer;  // longer than any line; a longer path loses its tail, which nobody reads
   std::size_t have = 0;

@@ -10,6 +10,7 @@
 
 #include "space/page.hpp"
 #include "space/page_mask.hpp"
+#include "space/status.hpp"
 
 namespace hmmrt::uffd {
 
@@ -27,10 +28,17 @@ struct Area {
 
 class ProcMaps {
  public:
+  // Whether what is needed could be opened is what status() says; the other functions need it to be.
   ProcMaps();
   ~ProcMaps();
   ProcMaps(const ProcMaps&) = delete;
   ProcMaps& operator=(const ProcMaps&) = delete;
+
+  // SYSTEM, with the detail text set on the calling thread, when something could not be opened. A process that changed
+  // its user may not look at its own pages: that is no failure, see sees_pages().
+  Status status() const;
+  // False: what is said below about pages is a guess.
+  bool sees_pages() const { return pagemap_ >= 0; }
 
   // The first area that ends above `addr`; it may begin above it. False when there is none.
   bool next(std::uintptr_t addr, Area* out) const noexcept;
@@ -55,7 +63,9 @@ class ProcMaps {
             std::uintptr_t* to) const noexcept;
 
   int maps_;
+  int maps_error_;  // errno; 0: opened
   int pagemap_;
+  int pagemap_error_;
 };
 
 }  // namespace hmmrt::uffd

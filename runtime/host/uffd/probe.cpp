@@ -68,13 +68,14 @@ Status probe(bool user_mode_only, Probe* out) {
     return fail(HMMRT_ERROR_NOT_SUPPORTED, "this kernel (%s) has no userfaultfd: CONFIG_USERFAULTFD is not set",
                 kernel_release().c_str());
   }
-  return fail(HMMRT_ERROR_SYSTEM, "userfaultfd: %s. A container's seccomp filter may forbid it", strerror(error));
+  return fail(HMMRT_ERROR_SYSTEM, "userfaultfd: %s%s", strerror(error), hint(error));
 }
 
 int open_uffd(const Probe& probe, std::uint64_t features) {
   const int fd = open_raw(probe.opening);
   if (fd < 0) {
-    (void)fail(HMMRT_ERROR_SYSTEM, "userfaultfd: %s", strerror(errno));
+    const int error = errno;
+    (void)fail(HMMRT_ERROR_SYSTEM, "userfaultfd: %s%s", strerror(error), hint(error));
     return -1;
   }
   uffdio_api api{};
@@ -87,6 +88,20 @@ int open_uffd(const Probe& probe, std::uint64_t features) {
     return -1;
   }
   return fd;
+}
+
+const char* hint(int error) {
+  switch (error) {
+    case EMFILE:
+      return "; a context needs some ten file descriptors: raise RLIMIT_NOFILE (ulimit -n)";
+    case ENFILE:
+      return "; raise the sysctl fs.file-max";
+    case EPERM:
+    case EACCES:
+      return "; a container's seccomp filter or a security module may forbid it";
+    default:
+      return "";
+  }
 }
 
 std::string kernel_release() {

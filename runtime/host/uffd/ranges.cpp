@@ -135,7 +135,7 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
   auto made = Arena::make(to, bytes, false, move_ ? &staging_ : nullptr, zeros_);
   if (!made) return HMMRT_ERROR_OUT_OF_MEMORY;
   Arena& fresh = *made;
-  bool ok = fresh.arm(managed_, maps_) == 0;
+  bool ok = true;
   const auto move_pages = [&](std::uintptr_t dst, std::uintptr_t src, std::size_t length) {
     for (std::size_t done = 0; done < length; done += k_page_size) {
       const uffd::Step step = move_ ? staging_.move(dst + done, src + done, length - done) : uffd::Step{0, ENOSYS};
@@ -150,6 +150,7 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
     const std::uintptr_t last = std::min(base + k_block_size, from + bytes);
     const PageMask range = PageMask::range(page_in_block(first), static_cast<unsigned>((last - first) >> k_page_shift));
     for_each_part(base, range, [&](const Part& part) {
+      fresh.follow(part.arena);
       const auto each = [&](const PageMask& pages, PageMask uffd::BlockState::*mask) {
         (pages & part.pages).for_each([&](unsigned page) {
           const std::uintptr_t target = part.at(page) - from + to;

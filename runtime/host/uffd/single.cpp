@@ -13,7 +13,7 @@ std::byte* bytes_at(std::uintptr_t a) { return reinterpret_cast<std::byte*>(a); 
 PageOutcome UffdMirror::populate(std::uintptr_t base, const PageMask& pages) {
   PageOutcome out;
   const PageMask present = maps_.populated(base);
-  out.gone |= for_each_part(base, pages, [&](Part part) {
+  const PageMask strangers = for_each_part(base, pages, [&](Part part) {
     const PageMask there = part.pages & present;
     out.done |= there;
     wake(base, there);
@@ -35,6 +35,12 @@ PageOutcome UffdMirror::populate(std::uintptr_t base, const PageMask& pages) {
       }
     }
     if (by_copy.any()) deliver_zeros(Part{part.arena, base, by_copy, part.state}, out);
+  });
+  // Of no range, yet watched: memory that mremap added to one, or left behind. Whoever touches it waits for us alone.
+  strangers.for_each([&](unsigned page) {
+    const int error = managed_.copy(base + page * k_page_size, zeros_, k_page_size, false).error;
+    (error == 0 || error == EEXIST ? out.done : error == EAGAIN ? out.busy : out.gone).set(page);
+    if (error == EEXIST) managed_.wake(base + page * k_page_size, k_page_size);
   });
   return out;
 }

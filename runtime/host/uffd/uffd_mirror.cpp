@@ -18,7 +18,13 @@ UffdMirror::UffdMirror(int managed_fd, int staging_fd, int interrupt_fd, std::ui
       managed_(managed_fd),
       staging_(staging_fd),
       interrupt_(interrupt_fd),
-      zeros_(zeros) {}
+      zeros_(zeros) {
+  if (maps_.sees_pages()) return;
+  if (!info_.note.empty()) info_.note += ' ';
+  info_.note +=
+      "/proc/self/pagemap is forbidden, as it is to a process that has changed its user: which pages are in use is "
+      "guessed, which costs time.";
+}
 
 UffdMirror::~UffdMirror() {
   close(interrupt_);
@@ -62,20 +68,26 @@ std::unique_ptr<HostMirror> make_uffd_mirror(const UffdConfig& config, Status* s
       probe, k_needed | (probe.features & UFFD_FEATURE_EXACT_ADDRESS) | (move ? uffd::k_feature_move : 0));
   const int staging = move ? uffd::open_uffd(probe, UFFD_FEATURE_PAGEFAULT_FLAG_WP | uffd::k_feature_move) : -1;
   const int interrupt = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  const int no_eventfd = errno;
   void* const zeros = mmap(nullptr, k_block_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const int no_zeros = errno;
   const bool opened = managed >= 0 && (!move || staging >= 0);
   if (!opened || interrupt < 0 || zeros == MAP_FAILED) {
     // open_uffd has set the text, if it was it that failed.
-    *status = opened ? fail(HMMRT_ERROR_SYSTEM, "eventfd or mmap: %s", strerror(errno)) : Status(HMMRT_ERROR_SYSTEM);
+    *status = !opened         ? Status(HMMRT_ERROR_SYSTEM)
+              : interrupt < 0 ? fail(HMMRT_ERROR_SYSTEM, "eventfd: %s%s", strerror(no_eventfd), uffd::hint(no_eventfd))
+                              : fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of 2 MiB: %s", strerror(no_zeros));
     for (const int fd : {managed, staging, interrupt}) {
       if (fd >= 0) close(fd);
     }
     if (zeros != MAP_FAILED) munmap(zeros, k_block_size);
     return nullptr;
   }
-  *status = {};
-  return std::make_unique<UffdMirror>(managed, staging, interrupt, reinterpret_cast<std::uintptr_t>(zeros),
-                                      std::move(info));
+  auto mirror = std::make_unique<UffdMirror>(managed, staging, interrupt, reinterpret_cast<std::uintptr_t>(zeros),
+                                             std::move(info));
+  *status = mirror->ready();
+  if (!status->ok()) return nullptr;
+  return mirror;
 }
 
 }  // namespace hmmrt

@@ -47,6 +47,8 @@ class UffdMirror final : public HostMirror {
   // Takes over the descriptors and the mapping; staging_fd -1: no moving. See make_uffd_mirror().
   UffdMirror(int managed_fd, int staging_fd, int interrupt_fd, std::uintptr_t zeros, HostMirrorInfo info);
   ~UffdMirror() override;
+  // Whether it may be used; the detail text says why not.
+  Status ready() const { return maps_.status(); }
 
   const HostMirrorInfo& info() const override { return info_; }
 
