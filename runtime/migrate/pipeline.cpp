@@ -81,12 +81,14 @@ class Run {
   Token* prepare(Token* t) {
     tsan_acquire(t);
     hmmrt::prepare(house_, *works_[t->slot], *spares_[t->slot]);
+    at_[t->slot] = At::prepared;
     tsan_release(t);
     return t;
   }
   Token* copy(Token* t) {
     tsan_acquire(t);
     copy_and_finish(house_, *works_[t->slot], copy_ns_);
+    at_[t->slot] = At::copied;
     tsan_release(t);
     return t;
   }
@@ -96,11 +98,33 @@ class Run {
     hmmrt::commit(house_, work);
     jobs_.done(t->job, work);
     release(house_, *work.block);
+    at_[t->slot] = At::free;
     slots_.give(t->slot);
     tsan_release(this);
   }
+  // What is left, in the calling thread, when oneTBB has given up: it throws where it may not start a thread.
+  void finish_alone() {
+    for (unsigned slot = 0; slot < works_.size(); ++slot) {
+      Token* const t = &tokens_[slot];
+      switch (at_[slot]) {
+        case At::free:
+          break;
+        case At::planned:
+          prepare(t);
+          [[fallthrough]];
+        case At::prepared:
+          copy(t);
+          [[fallthrough]];
+        case At::copied:
+          commit(t);
+      }
+    }
+    while (Token* t = plan_next()) commit(copy(prepare(t)));
+  }
 
  private:
+  enum class At : std::uint8_t { free, planned, prepared, copied };
+
   Token* plan_next() {
     const unsigned slot = slots_.take();
     Work& work = *works_[slot];
@@ -109,6 +133,7 @@ class Run {
       reset(work);
       if (jobs_.plan(job, work)) {
         tokens_[slot] = {job, slot};
+        at_[slot] = At::planned;
         return &tokens_[slot];
       }
     }
@@ -125,6 +150,7 @@ class Run {
   std::atomic<std::uint64_t>& copy_ns_;
   Slots slots_;
   std::array<Token, k_max_tokens> tokens_{};
+  std::array<At, k_max_tokens> at_{};  // how far each token has come; its own stage writes it
 };
 
 // A filter's body. Its one member is read before anything has been acquired, in memory of oneTBB's own.
@@ -167,15 +193,21 @@ void Pipeline::run(std::size_t count, Jobs& jobs) {
   }
   Run run(house_, jobs, count, works_, spares_, copy_ns_);
   tsan_release(&run);
-  arena_.execute([&] {
+  const auto in_parallel = [&] {
     using tbb::filter_mode;
     tbb::parallel_pipeline(
         tokens_, tbb::make_filter<void, Token*>(filter_mode::serial_in_order, Stage<&Run::claim_and_plan>{&run}) &
                      tbb::make_filter<Token*, Token*>(filter_mode::parallel, Stage<&Run::prepare>{&run}) &
                      tbb::make_filter<Token*, Token*>(filter_mode::parallel, Stage<&Run::copy>{&run}) &
                      tbb::make_filter<Token*, void>(filter_mode::parallel, Stage<&Run::commit>{&run}));
-  });
-  tsan_acquire(&run);
+  };
+  try {
+    arena_.execute(in_parallel);
+    tsan_acquire(&run);
+  } catch (...) {
+    tsan_acquire(&run);
+    run.finish_alone();
+  }
 }
 
 std::unique_ptr<Pipeline> PipelinePool::take() {

@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
@@ -434,6 +435,22 @@ TEST(Pipeline, one_job_or_one_token_stays_in_the_calling_thread) {
   one.run(world.size(), there);
   for (const Records::Of& of : world.records.blocks) {
     EXPECT_EQ(of.threads, std::set{std::this_thread::get_id()});
+  }
+}
+
+// As it does where a limit lets it start no thread; wherever the blocks in flight are then.
+TEST(Pipeline, caller_finishes_alone_what_onetbb_gives_up_with_an_exception) {
+  for (unsigned when = 0; when < 40; when += 3) {
+    World world(40);
+    Pipeline pipeline(world.house, 8, 4);
+    std::atomic<unsigned> copies{0};
+    world.host.while_copying = [&] {
+      if (copies++ == when) throw std::runtime_error("no more threads");
+    };
+    Moves moves(world, 1);
+    pipeline.run(world.size(), moves);
+    EXPECT_EQ(moves.planned.size(), world.size());
+    for (std::size_t i = 0; i < world.size(); ++i) world.expect_on_device(i, k_used);
   }
 }
 
