@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Exclusive access: the CPU's entries of a system page are replaced, and the device alone maps it until the CPU touches
+ * it again. The kernel does that for ordinary, small, anonymous pages only, so the way there is:
+ *
+ *   1. coherent device pages in the range go home (private ones do, when faulted);
+ *   2. a CPU write fault over the range, which undoes sharing and fills holes;
+ *   3. a huge page among what step 2 found is split, as migration splits it: setup, then nothing;
+ *   4. make_device_exclusive, which gives the pages locked;
+ *   5. under the span's lock, if the sequence has not moved, the shadow entries; then the pages are unlocked.
+ *
+ * Step 5 needs both: the page lock holds off the CPU's touch, the sequence catches everything that needs no page lock
+ * (MADV_DONTNEED). Our own notification is filtered by its owner and does not move the sequence.
+ */
+#include <linux/pagemap.h>
+#include <linux/rmap.h>
+#include <linux/sched/signal.h>
+
+#include "shim.h"
+
+#define SHIM_EXCLUSIVE_TRIES	16
+
+/* Splits the huge page that the CPU maps over addr, if it does. Best effort: what is busy stays huge. */
+void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr)
+{
+	unsigned long src = 0, dst = 0;
+	struct migrate_vma args = {
+		.start		= addr,
+		.end		= addr + PAGE_SIZE,
+		.src		= &src,
+		.dst		= &dst,
+		.pgmap_owner	= dev,
+		.flags		= MIGRATE_VMA_SELECT_SYSTEM,
+	};
+
+	mmap_read_lock(mm);
+	args.vma = vma_lookup(mm, addr);
+	if (args.vma && !migrate_vma_setup(&args)) {
+		migrate_vma_pages(&args);
+		migrate_vma_finalize(&args);
+	}
+	mmap_read_unlock(mm);
+}
+
+#if SHIM_HAVE_EXCLUSIVE
+
+static void shim_coherent_home(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n)
+{
+	struct shim_device *dev;
+
+	mutex_lock(&shim_devices_lock);
+	list_for_each_entry(dev, &shim_devices, node)
+		if (shim_is_coherent(dev) && !READ_ONCE(dev->gone) && READ_ONCE(dev->nfree) != dev->nframes)
+			shim_home_range(dev, batch, mirror->mm, addr, n, batch->status);
+	mutex_unlock(&shim_devices_lock);
+}
+
+/* Marks what it can, pages locked and referenced in batch->pages, NULL where it could not. mmap_lock held. */
+static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages, unsigned long addr, unsigned int n)
+{
+#if SHIM_HAVE_EXCLUSIVE_RANGE
+	memset(pages, 0, n * sizeof(*pages));
+	make_device_exclusive_range(mirror->mm, addr, addr + ((unsigned long)n << PAGE_SHIFT), pages, mirror);
+#else
+	unsigned int i;
+
+	for (i = 0; i < n; i++, addr += PAGE_SIZE) {
+		struct folio *folio;
+
+		pages[i] = make_device_exclusive(mirror->mm, addr, mirror, &folio);
+		if (IS_ERR(pages[i]))
+			pages[i] = NULL;
+	}
+#endif
+}
+
+/* One attempt at a run. status[i]: DONE, or left alone. */
+static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *span, struct page **pages,
+			       unsigned long addr, unsigned int n, u8 *status)
+{
+	unsigned int i, done = 0;
+	unsigned long *pte, seq;
+
+	if (shim_leaf_make(span, addr))
+		return;
+	seq = mmu_interval_read_begin(&span->mni);
+	mmap_read_lock(mirror->mm);
+	shim_mark_exclusive(mirror, pages, addr, n);
+	down_write(&span->lock);
+	pte = shim_pte(span, addr);
+	if (pte && !mmu_interval_read_retry(&span->mni, seq)) {
+		for (i = 0; i < n; i++) {
+			if (!pages[i] || is_zone_device_page(pages[i]))
+				continue;
+			pte[i] = shim_pte_make(pages[i], SHIM_PTE_VALID | SHIM_PTE_WRITE | SHIM_PTE_EXCL);
+			status[i] = HMMRT_SHIM_DONE;
+			done++;
+		}
+	}
+	if (done)
+		atomic64_inc(&mirror->gen);
+	up_write(&span->lock);
+	mmap_read_unlock(mirror->mm);
+	/* Those that were marked but not installed come back with the CPU's next touch. */
+	for (i = 0; i < n; i++) {
+		if (pages[i]) {
+			unlock_page(pages[i]);
+			put_page(pages[i]);
+		}
+	}
+}
+
+int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
+			 u64 cookie, u64 *faults)
+{
+	struct shim_span *span = shim_span_get(mirror, addr);
+	struct hmmrt_shim_event ev = {
+		.addr	= addr,
+		.type	= HMMRT_SHIM_EVENT_EXCLUSIVE,
+		.reason	= HMMRT_SHIM_REASON_REQUEST,
+		.src	= HMMRT_SHIM_LOC_SYSTEM,
+		.dst	= mirror->dev->id,
+		.cookie	= cookie,
+	};
+	u8 *status = batch->status;
+	unsigned int i, run, tries;
+	unsigned long *pte;
+	int err;
+
+	if (IS_ERR(span)) {
+		memset(status, HMMRT_SHIM_NO_MEMORY, n);
+		return 0;
+	}
+	shim_coherent_home(mirror, batch, addr, n);
+
+	memset(status, SHIM_UNKNOWN, n);
+	down_read(&span->lock);
+	pte = shim_pte(span, addr);
+	for (i = 0; pte && i < n; i++)
+		if (READ_ONCE(pte[i]) & SHIM_PTE_EXCL)
+			status[i] = HMMRT_SHIM_ALREADY;
+	up_read(&span->lock);
+
+	for (tries = 0; tries < SHIM_EXCLUSIVE_TRIES; tries++) {
+		for (i = 0; i < n; i += run) {
+			unsigned long at = addr + ((unsigned long)i << PAGE_SHIFT);
+
+			run = 1;
+			if (status[i] != SHIM_UNKNOWN)
+				continue;
+			/* After the first turn one by one, so that a page that cannot be had stops no other. */
+			while (!tries && i + run < n && status[i + run] == SHIM_UNKNOWN)
+				run++;
+			if (fatal_signal_pending(current))
+				return -EINTR;
+			++*faults;
+			err = shim_fault_in(mirror, batch->pfns + i, at, run, true);
+			if (err == -EINTR)
+				return err;
+			if (err && run > 1)
+				continue;
+			if (err) {
+				status[i] = err == -EPERM ? HMMRT_SHIM_FORBIDDEN :
+					    err == -ENOMEM ? HMMRT_SHIM_NO_MEMORY :
+					    err == -EBUSY ? SHIM_UNKNOWN : HMMRT_SHIM_GONE;
+				continue;
+			}
+			if (hmm_pfn_to_map_order(batch->pfns[i]) + PAGE_SHIFT >= PMD_SHIFT)
+				shim_split_huge(mirror->dev, mirror->mm, at);
+			shim_exclusive_run(mirror, span, batch->pages, at, run, status + i);
+		}
+		if (!memchr(status, SHIM_UNKNOWN, n))
+			break;
+		cond_resched();
+	}
+	for (i = 0; i < n; i++) {
+		if (status[i] == SHIM_UNKNOWN)
+			status[i] = HMMRT_SHIM_BUSY;
+		ev.npages += status[i] == HMMRT_SHIM_DONE;
+	}
+	if (ev.npages)
+		shim_event(mirror, HMMRT_SHIM_BIND_EVENTS_MIGRATE, &ev);
+	return 0;
+}
+
+#else
+
+int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
+			 u64 cookie, u64 *faults)
+{
+	return -EOPNOTSUPP;
+}
+
+#endif
