@@ -34,10 +34,10 @@ std::vector<Use<Context>>& frozen() {
 // This thread's fork has frozen the contexts.
 constinit thread_local bool t_froze = false;
 // They are frozen for good. Written with lifecycle_lock() held.
-bool frozen_at_exit = false;
+std::atomic<bool> frozen_at_exit{false};
 
 void before_fork() {
-  if (g_forked.load(std::memory_order_relaxed) || in_kernel()) return;
+  if (g_forked.load(std::memory_order_relaxed) || in_kernel() || frozen_at_exit) return;
   lifecycle_lock().lock();
   if (frozen_at_exit) {
     lifecycle_lock().unlock();

@@ -286,7 +286,7 @@ TEST(ApiExitHelper, DISABLED_leave) {
   }
   static std::uint64_t* kept = words;
   std::atexit([] {
-    if (kept[0] == 0) _exit(7);
+    if (__atomic_load_n(kept, __ATOMIC_RELAXED) == 0) _exit(7);
   });  // runs before the library's own handler
   exit(42);
 }
