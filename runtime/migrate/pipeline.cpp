@@ -79,17 +79,15 @@ class Run {
     return token;
   }
   Token* prepare(Token* t) {
-    tsan_acquire(t);
+    const Ordered ordered(t);
     hmmrt::prepare(house_, *works_[t->slot], *spares_[t->slot]);
     at_[t->slot] = At::prepared;
-    tsan_release(t);
     return t;
   }
   Token* copy(Token* t) {
-    tsan_acquire(t);
+    const Ordered ordered(t);
     copy_and_finish(house_, *works_[t->slot], copy_ns_);
     at_[t->slot] = At::copied;
-    tsan_release(t);
     return t;
   }
   void commit(Token* t) {
@@ -106,6 +104,7 @@ class Run {
   void finish_alone() {
     for (unsigned slot = 0; slot < works_.size(); ++slot) {
       Token* const t = &tokens_[slot];
+      tsan_acquire(t);
       switch (at_[slot]) {
         case At::free:
           break;
@@ -123,6 +122,12 @@ class Run {
   }
 
  private:
+  // One stage of a token after the other, also when one ends with an exception.
+  struct Ordered {
+    explicit Ordered(Token* token) : t(token) { tsan_acquire(t); }
+    ~Ordered() { tsan_release(t); }
+    Token* t;
+  };
   enum class At : std::uint8_t { free, planned, prepared, copied };
 
   Token* plan_next() {

@@ -440,6 +440,9 @@ TEST(Pipeline, one_job_or_one_token_stays_in_the_calling_thread) {
 
 // As it does where a limit lets it start no thread; wherever the blocks in flight are then.
 TEST(Pipeline, caller_finishes_alone_what_onetbb_gives_up_with_an_exception) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "the exception object goes from thread to thread inside oneTBB, which is not instrumented";
+#endif
   for (unsigned when = 0; when < 40; when += 3) {
     World world(40);
     Pipeline pipeline(world.house, 8, 4);
