@@ -142,15 +142,17 @@ Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registe
 
 namespace {
 
-// Ends the management of those blocks whose pages are all in system memory, looking and ending under one claim. Returns
-// whether that was all of them.
-bool end_at_home(House& house, Range* range) {
+// Ends the management of the range's blocks; `at_home`: of those whose pages are all in system memory, looking and ending
+// under one claim. Returns whether that was all of them.
+bool end_management(House& house, Range* range, bool at_home) {
   bool all = true;
   with_claims(house, range->addr, range->bytes, [&](Block& block, const PageMask& pages) {
-    take_away(house, block, pages & block.valid);  // exclusive pages are home after this
-    if (!block.on_cpu.contains(pages & block.valid)) {
-      all = false;
-      return;
+    if (at_home) {
+      take_away(house, block, pages & block.valid);  // exclusive pages are home after this
+      if (!block.on_cpu.contains(pages & block.valid)) {
+        all = false;
+        return;
+      }
     }
     make_invalid(house, block, pages);
     if (block.range == range) block.range = nullptr;
@@ -173,10 +175,7 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
   const std::uintptr_t addr = range->addr;
   const std::size_t bytes = range->bytes;
   if (!bring_home) {
-    with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) {
-      make_invalid(house, block, pages);
-      if (block.range == range) block.range = nullptr;
-    });
+    (void)end_management(house, range, false);
     house.space.forget_range(range);
     return {};
   }
@@ -184,7 +183,7 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { block.pinned |= pages & block.valid; });
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
     (void)prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence);
-    if (!end_at_home(house, range)) continue;
+    if (!end_management(house, range, true)) continue;
     house.space.forget_range(range);
     return {};
   }

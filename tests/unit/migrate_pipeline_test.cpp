@@ -17,6 +17,7 @@
 #include "migrate/coherence.hpp"
 #include "migrate/pipeline.hpp"
 #include "migrate/requests.hpp"
+#include "unit/idle_device.hpp"
 
 namespace hmmrt {
 namespace {
@@ -47,7 +48,7 @@ struct Records {
   }
 };
 
-class ModelDevice final : public Device {
+class ModelDevice final : public test::IdleDevice {
  public:
   ModelDevice(unsigned frames, Records& records) : words(frames), records_(records) {
     info_.memory_bytes = frames * k_page_size;
@@ -55,7 +56,6 @@ class ModelDevice final : public Device {
   }
   std::vector<std::uint64_t> words;  // of each frame
 
-  const DeviceInfo& info() const override { return info_; }
   bool allocate_frames(const PageMask& pages, Frame* frames) override {
     const std::lock_guard guard(lock_);
     if (free_.size() < pages.count()) return false;
@@ -79,26 +79,12 @@ class ModelDevice final : public Device {
   void map(std::uintptr_t base, std::span<const MapSpan>) override { records_.add(base, "map"); }
   PageMask unmap(std::uintptr_t base, const PageMask& pages) override { return records_.add(base, "unmap"), pages; }
   void replay(std::uintptr_t base, const PageMask&) override { records_.add(base, "replay"); }
-  bool quiesce(std::uint64_t) override { return true; }
 
   std::byte* frame_address(Frame) override { return nullptr; }
-  std::size_t fetch_faults(std::span<DeviceFault>) override { return 0; }
-  void replay_all() override {}
-  void cancel(std::uint32_t, const LaunchError&) override {}
-  std::uint64_t fault_overflows() const override { return 0; }
-  std::size_t fetch_access_counts(std::span<AccessCount>) override { return 0; }
-  std::uint64_t last_use(std::uintptr_t) const override { return 0; }
   CopyTicket copy_async(std::span<const CopyRun>) override { return 0; }
   bool wait_copy(CopyTicket) override { return true; }
-  Status create_queue(Queue*) override { return HMMRT_ERROR_NOT_SUPPORTED; }
-  void destroy_queue(Queue) override {}
-  Status launch(Queue, const Launch&) override { return HMMRT_ERROR_NOT_SUPPORTED; }
-  Status enqueue_host(Queue, void (*)(void*), void*) override { return HMMRT_ERROR_NOT_SUPPORTED; }
-  LaunchError synchronize(Queue) override { return {}; }
-  bool idle(Queue) override { return true; }
 
  private:
-  DeviceInfo info_;
   Records& records_;
   mutable std::mutex lock_;
   std::vector<Frame> free_;

@@ -18,10 +18,11 @@
 #include <vector>
 
 #include "host/uffd/uffd_mirror.hpp"
+#include "unit/idle_device.hpp"
 
 namespace hmmrt::test {
 
-class FakeDevice final : public Device {
+class FakeDevice final : public IdleDevice {
  public:
   FakeDevice(unsigned frames, bool addressable) : addressable_(addressable), bytes_(std::size_t{frames} * k_page_size) {
     memory_ =
@@ -33,7 +34,6 @@ class FakeDevice final : public Device {
   std::byte* frame(Frame f) { return memory_ + std::size_t{f} * k_page_size; }
   bool fail_copies = false;
 
-  const DeviceInfo& info() const override { return info_; }
   bool allocate_frames(const PageMask&, Frame*) override { return false; }
   void free_frames(const PageMask&, const Frame*) override {}
   std::uint64_t free_frame_count() const override { return 0; }
@@ -43,14 +43,7 @@ class FakeDevice final : public Device {
   std::byte* frame_address(Frame f) override { return addressable_ ? frame(f) : nullptr; }
   void map(std::uintptr_t, std::span<const MapSpan>) override {}
   PageMask unmap(std::uintptr_t, const PageMask&) override { return {}; }
-  bool quiesce(std::uint64_t) override { return true; }
-  std::size_t fetch_faults(std::span<DeviceFault>) override { return 0; }
   void replay(std::uintptr_t, const PageMask&) override {}
-  void replay_all() override {}
-  void cancel(std::uint32_t, const LaunchError&) override {}
-  std::uint64_t fault_overflows() const override { return 0; }
-  std::size_t fetch_access_counts(std::span<AccessCount>) override { return 0; }
-  std::uint64_t last_use(std::uintptr_t) const override { return 0; }
   CopyTicket copy_async(std::span<const CopyRun> runs) override {
     if (fail_copies) return 1;
     for (const CopyRun& r : runs) {
@@ -61,15 +54,8 @@ class FakeDevice final : public Device {
     return 0;
   }
   bool wait_copy(CopyTicket) override { return !fail_copies; }
-  Status create_queue(Queue*) override { return HMMRT_ERROR_NOT_SUPPORTED; }
-  void destroy_queue(Queue) override {}
-  Status launch(Queue, const Launch&) override { return HMMRT_ERROR_NOT_SUPPORTED; }
-  Status enqueue_host(Queue, void (*)(void*), void*) override { return HMMRT_ERROR_NOT_SUPPORTED; }
-  LaunchError synchronize(Queue) override { return {}; }
-  bool idle(Queue) override { return true; }
 
  private:
-  DeviceInfo info_;
   bool addressable_;
   std::size_t bytes_;
   std::byte* memory_;

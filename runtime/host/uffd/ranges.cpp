@@ -135,7 +135,6 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
   auto made = Arena::make(to, bytes, false, move_ ? &staging_ : nullptr, zeros_);
   if (!made) return HMMRT_ERROR_OUT_OF_MEMORY;
   Arena& fresh = *made;
-  bool ok = true;
   const auto move_pages = [&](std::uintptr_t dst, std::uintptr_t src, std::size_t length) {
     for (std::size_t done = 0; done < length; done += k_page_size) {
       const uffd::Step step = move_ ? staging_.move(dst + done, src + done, length - done) : uffd::Step{0, ENOSYS};
@@ -171,8 +170,8 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
     });
   }
   ranges_.erase(from, bytes);
-  if (!ranges_.insert(to, bytes, std::move(made))) ok = false;
-  return ok ? Status{} : fail(HMMRT_ERROR_INTERNAL, "mremap target [%#zx, +%zu) could not be watched", to, bytes);
+  if (ranges_.insert(to, bytes, std::move(made))) return {};
+  return fail(HMMRT_ERROR_INTERNAL, "mremap target [%#zx, +%zu) could not be watched", to, bytes);
 }
 
 void UffdMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
