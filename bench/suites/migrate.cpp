@@ -2,8 +2,10 @@
 // How fast is migration, against copying the same bytes?
 //
 // One cycle, with the buffer on the CPU at both ends:
-//   bare out | hmmrt_prefetch to the device | device writes every page | hmmrt_prefetch home | bare home
-// so every migration stands beside a bare loop over the same bytes, in the same granule and by as many threads. The
+//   bare out | bare home | hmmrt_prefetch to the device | device writes every page | hmmrt_prefetch home
+// so every migration stands beside a bare loop over the same bytes, in the same granule and by as many threads. Each pair
+// ends with the memory it began with: of two drops in a row the second would find the kernel's lists of free pages full,
+// and take a third longer. The
 // device's write matters: a page that the device only read goes home without being copied. The bare loops copy between
 // the managed buffer itself, while it is on the CPU, and a warm buffer that stands for the device's frames, which the
 // public API does not show; on the fallback path a region registered with a bare userfaultfd stands for the managed one.
@@ -70,6 +72,7 @@ void cycles(const Settings& settings, Report& report, const Context& context, st
   std::uint64_t device_value = 0;
   for (unsigned i = 0; i < settings.repeats + k_warm_up; ++i) {
     const double bare_out = bare.out();
+    const double bare_home = bare.home();
     const hmmrt_stats_t before = context.stats();
     std::uint64_t start = now_ns();
     prefetch(0);
@@ -83,7 +86,6 @@ void cycles(const Settings& settings, Report& report, const Context& context, st
     verify(p, s, device_value);
     expect_bytes(bytes_to_device(after) - bytes_to_device(before), s.moving(), "the way out");
     expect_bytes(bytes_to_host(after) - bytes_to_host(before), s.moving(), "the way home");
-    const double bare_home = bare.home();
     if (i < k_warm_up) continue;
     out.add(gigabytes / ours_out, gigabytes / bare_out);
     home.add(gigabytes / ours_home, gigabytes / bare_home);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Copy engines, peers, the link model, injected failures.
+#include <cstring>
+
+#include "device/soft/stream_copy.hpp"
 #include "soft_harness.hpp"
 
 namespace hmmrt::test {
@@ -27,6 +30,27 @@ TEST(SoftCopy, bytes_arrive_both_ways) {
   const CopyRun back[] = {copy_run(CopyKind::device_to_host, frames[0], out.data(), 512)};
   EXPECT_TRUE(rig.device.wait_copy(rig.device.copy_async(back)));
   EXPECT_EQ(in, out);
+}
+
+TEST(SoftCopy, streams_every_size_and_alignment_like_memcpy) {
+  constexpr std::size_t k_room = 3 * k_block_size;
+  std::vector<std::byte> from(k_room);
+  std::vector<std::byte> to(k_room);
+  for (std::size_t i = 0; i < k_room; ++i) from[i] = static_cast<std::byte>(i * 131 >> 3);
+  auto* const line = reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(to.data() + 4096) & ~std::uintptr_t{63});
+  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, k_page_size, 8 * k_page_size, 9 * k_page_size,
+                                  8 * k_page_size + 8, k_block_size}) {
+    for (const std::size_t shift : {std::size_t{0}, std::size_t{8}, std::size_t{64}}) {
+      for (const std::size_t skew : {std::size_t{0}, std::size_t{3}}) {
+        std::memset(to.data(), 0x77, k_room);
+        std::byte* const at = line + shift;
+        stream_copy(at, from.data() + skew, bytes);
+        EXPECT_EQ(std::memcmp(at, from.data() + skew, bytes), 0) << bytes << " bytes, shifted by " << shift;
+        EXPECT_EQ(at[-1], std::byte{0x77});
+        EXPECT_EQ(at[bytes], std::byte{0x77});
+      }
+    }
+  }
 }
 
 struct Read {

@@ -92,6 +92,31 @@ TEST_P(UffdRanges, detached_memory_is_ordinary_again) {
   munmap(p, 4 * k_page_size);
 }
 
+TEST_P(UffdRanges, memory_whose_blocks_left_whole_is_ordinary_again_once_detached) {
+  World w(GetParam(), 1);
+  void* const raw = mmap(nullptr, 2 * k_block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  auto* const p = reinterpret_cast<std::byte*>(block_ceil(reinterpret_cast<std::uintptr_t>(raw)));
+  ASSERT_TRUE(w.mirror->attach(address(p), k_block_size).ok());
+  memset(p, 1, k_block_size);
+  {
+    const auto mirror = w.claimed();
+    Transfer t = w.transfer(Direction::to_device, PageMask::all());
+    t.base = address(p);
+    ASSERT_TRUE(w.run_transfer(t));
+    ASSERT_TRUE(t.outcome.done.full());
+    t = w.transfer(Direction::to_host, PageMask::all());
+    t.base = address(p);
+    ASSERT_TRUE(w.run_transfer(t));
+    ASSERT_TRUE(t.outcome.done.full());
+  }
+  ASSERT_TRUE(w.mirror->detach(address(p), k_block_size).ok());
+  ASSERT_EQ(madvise(p, k_block_size, MADV_DONTNEED), 0);
+  memset(p, 2, k_block_size);
+  EXPECT_EQ(w.fault_count(), 0u);
+  EXPECT_EQ(w.count(HostEventKind::remove), 0u);
+  munmap(raw, 2 * k_block_size);
+}
+
 TEST_P(UffdRanges, bookkeeping_is_a_small_part_of_what_it_manages) {
   World w(GetParam(), 64);
   EXPECT_LT(w.mirror->metadata_bytes() * 200, 64 * k_block_size);

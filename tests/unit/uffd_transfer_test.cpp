@@ -247,6 +247,35 @@ TEST_P(UffdTransfer, a_watched_drop_is_pending_until_the_kernel_has_cleared_the_
   EXPECT_EQ(w.claimed()->drop_pending(w.base(), pages), PageMask::range(2, 2));
 }
 
+// The fallback watches a range for missing pages only until one of it has to be write-protected.
+TEST_P(UffdTransfer, whole_blocks_duplicates_and_watched_drops_follow_each_other) {
+  World w(GetParam(), 2);
+  w.fill(1, 2 * k_block_pages);
+  const auto goes_and_returns = [&](unsigned block) {
+    ASSERT_TRUE(w.to_device(PageMask::all(), false, block).taken().full());
+    ASSERT_TRUE(w.to_host(PageMask::all(), false, {}, block).done.full());
+  };
+  goes_and_returns(0);
+  ASSERT_TRUE(w.to_device(PageMask::all(), false, 1).done.full());  // away while the range changes
+  ASSERT_TRUE(w.to_device(PageMask::all(), true, 0).done.full());
+  w.page(7)[0] = std::byte{0x42};
+  EXPECT_TRUE(w.await(HostEventKind::fault).write_protected);
+  goes_and_returns(0);
+  ASSERT_TRUE(w.to_host(PageMask::all(), true, {}, 1).done.full());
+  w.forget_events();
+  w.page(3, 1)[0] = std::byte{0x43};
+  EXPECT_TRUE(w.await(HostEventKind::fault).write_protected);
+  w.claimed()->watch_drop(w.base(), PageMask::one(9));
+  ASSERT_EQ(madvise(w.page(9), k_page_size, MADV_DONTNEED), 0);
+  EXPECT_TRUE(w.claimed()->drop_pending(w.base(), PageMask::one(9)).none());
+  goes_and_returns(0);
+  for (unsigned i = 0; i < 2 * k_block_pages; ++i) {
+    const auto first = static_cast<std::byte>(i == 7 ? 0x42 : i == k_block_pages + 3 ? 0x43 : i == 9 ? 0 : (1 + i) & 0xff);
+    EXPECT_EQ(w.page(i)[0], first) << "page " << i;
+    EXPECT_EQ(w.page(i)[k_page_size - 1], static_cast<std::byte>(i == 9 ? 0 : (1 + i) & 0xff)) << "page " << i;
+  }
+}
+
 TEST_P(UffdTransfer, pieces_leave_a_huge_page_and_come_back_in_any_order) {
   World w(GetParam(), 1);
   w.fill(1);

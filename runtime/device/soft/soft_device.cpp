@@ -16,6 +16,7 @@
 #include "device/soft/link_model.hpp"
 #include "device/soft/page_table.hpp"
 #include "device/soft/quiesce.hpp"
+#include "device/soft/stream_copy.hpp"
 #include "device/soft/thread_setup.hpp"
 #include "device/soft/unit.hpp"
 
@@ -352,13 +353,13 @@ CopyTicket SoftDevice::copy_async(std::span<const CopyRun> runs) {
     if (failed) continue;
     switch (run.kind) {
       case CopyKind::host_to_device:
-        std::memcpy(frame, run.host, bytes);
+        stream_copy(frame, run.host, bytes);
         break;
       case CopyKind::device_to_host:
-        std::memcpy(run.host, frame, bytes);
+        stream_copy(run.host, frame, bytes);
         break;
       case CopyKind::peer_to_device:
-        std::memcpy(frame, config_.peers->find(run.peer)->frame_address(run.peer_frame), bytes);
+        stream_copy(frame, config_.peers->find(run.peer)->frame_address(run.peer_frame), bytes);
         break;
     }
   }

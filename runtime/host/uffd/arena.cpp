@@ -74,28 +74,48 @@ Arena::~Arena() {
 }
 
 void Arena::follow(const Arena& from) {
+  // Fallback: `from` may have become protectable after it was moved, so this one asks again.
+  protectable_.store(uffd_ != nullptr && from.protectable(), std::memory_order_release);
   armed_.store(from.armed(), std::memory_order_release);  // the kernel has moved its watch along
 }
 
+int Arena::watch(const Uffd& managed, const ProcMaps& maps, std::uint64_t modes) const {
+  int error = managed.watch(begin_, bytes_, modes);
+  if (error == 0) return 0;
+  // The application has unmapped part of it: watch what is left.
+  Area area;
+  for (std::uintptr_t at = begin_; at < begin_ + bytes_ && maps.next(at, &area); at = area.end) {
+    const std::uintptr_t from = std::max(at, area.begin);
+    const std::uintptr_t to = std::min(area.end, begin_ + bytes_);
+    if (from < to && !area.file && !area.shared && managed.watch(from, to - from, modes) == 0) error = 0;
+  }
+  return error;
+}
+
+// In both: acquire pairs with the release below: whoever sees the flag runs after the kernel did it.
 int Arena::arm(const Uffd& managed, const ProcMaps& maps) {
-  // Acquire pairs with the release below: whoever sees `armed_` runs after the kernel armed the range.
   if (armed()) return 0;
   const std::lock_guard lock(arming_);
   if (armed()) return 0;
-  constexpr std::uint64_t k_modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
-  int error = managed.watch(begin_, bytes_, k_modes);
-  if (error != 0) {
-    // The application has unmapped part of it: arm what is left.
-    Area area;
-    for (std::uintptr_t at = begin_; at < begin_ + bytes_ && maps.next(at, &area); at = area.end) {
-      const std::uintptr_t from = std::max(at, area.begin);
-      const std::uintptr_t to = std::min(area.end, begin_ + bytes_);
-      if (from < to && !area.file && !area.shared && managed.watch(from, to - from, k_modes) == 0) error = 0;
-    }
-  }
+  const bool protects = uffd_ != nullptr || protectable();
+  int error = watch(managed, maps, UFFDIO_REGISTER_MODE_MISSING | (protects ? UFFDIO_REGISTER_MODE_WP : 0));
   if (error == 0 && uffd_ != nullptr) error = split_huge_zeros(managed, maps);
-  if (error == 0) armed_.store(true, std::memory_order_release);
-  return error;
+  if (error != 0) return error;
+  protectable_.store(protects, std::memory_order_release);
+  armed_.store(true, std::memory_order_release);
+  return 0;
+}
+
+int Arena::make_protectable(const Uffd& managed, const ProcMaps& maps) {
+  if (protectable()) return 0;
+  const std::lock_guard lock(arming_);
+  if (protectable()) return 0;
+  if (armed()) {  // otherwise it is, as attached, and arming will keep it so
+    const int error = watch(managed, maps, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+    if (error != 0) return error;
+  }
+  protectable_.store(true, std::memory_order_release);
+  return 0;
 }
 
 int Arena::split_huge_zeros(const Uffd& managed, const ProcMaps& maps) const {

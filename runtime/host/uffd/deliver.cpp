@@ -182,6 +182,10 @@ void UffdMirror::plan_delivery(Transfer& t) {
   PageMask landed;
   const PageMask orphans = for_each_part(t.base, t.pages, [&](Part part) {
     uffd::BlockState& s = part.state;
+    if (t.duplicate && part.arena.make_protectable(managed_, maps_) != 0) {
+      t.outcome.busy |= part.pages;
+      return;
+    }
     PageMask copy;
     if (!move_ || t.duplicate) {
       copy = part.pages;

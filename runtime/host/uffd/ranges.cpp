@@ -16,15 +16,20 @@ namespace {
 
 void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
 
-// Clears protection. False: this process's userfaultfds do not watch that area. EAGAIN is waited for, as nobody else will
-// come back to it; the event that causes it is read by another thread, which waits for nothing of ours.
-bool unprotect_watched(const uffd::Uffd& fd, std::uintptr_t addr, std::size_t bytes) {
-  int error = EAGAIN;
-  while (error == EAGAIN) error = fd.write_protect(addr, bytes, false);
-  return error == 0;
-}
-
 }  // namespace
+
+// Clears protection. False: this mirror does not watch that area. EAGAIN is waited for, as nobody else will come back to
+// it; the event that causes it is read by another thread, which waits for nothing of ours.
+bool UffdMirror::unprotect_watched(const Arena& arena, std::uintptr_t addr, std::size_t bytes) const {
+  int error = EAGAIN;
+  if (arena.protectable() || !arena.armed()) {
+    while (error == EAGAIN) error = managed_.write_protect(addr, bytes, false);
+    return error == 0;
+  }
+  // Nothing to clear; the kernel says who watches to whoever tries to fill a page, which is zeros now or there already.
+  while (error == EAGAIN) error = managed_.copy(addr, zeros_, k_page_size, false).error;
+  return error == 0 || error == EEXIST;
+}
 
 Status UffdMirror::watch(std::uintptr_t addr, std::size_t bytes, bool exec) {
   auto arena = Arena::make(addr, bytes, exec, move_ ? &staging_ : nullptr, zeros_);
@@ -63,21 +68,31 @@ std::byte* UffdMirror::allocate(std::size_t bytes) {
   return static_cast<std::byte*>(pointer(addr));
 }
 
+// Calls fn(arena, from, to) for each area of memory in [addr, addr + bytes) that a range has. Parts may be unmapped or
+// somebody else's by now.
+template <class Fn>
+void UffdMirror::for_each_area(std::uintptr_t addr, std::size_t bytes, Fn&& fn) const {
+  Area area;
+  for (std::uintptr_t at = addr; at < addr + bytes && maps_.next(at, &area);) {
+    std::uintptr_t begin = 0;
+    std::uintptr_t end = 0;
+    const Arena* const arena = ranges_.next(std::max(at, area.begin), &begin, &end);
+    if (arena == nullptr) return;
+    const std::uintptr_t from = std::max({at, area.begin, begin});
+    const std::uintptr_t to = std::min({area.end, end, addr + bytes});
+    if (from < to) fn(*arena, from, to);
+    at = std::max(from, to);
+  }
+}
+
 void UffdMirror::release(std::byte* addr, std::size_t bytes) {
   const auto begin = reinterpret_cast<std::uintptr_t>(addr);
-  // What the application has unmapped meanwhile may be somebody else's memory by now: unmap only what is still ours.
   // Unwatch first: our munmap must not raise an event.
-  Area area;
-  for (std::uintptr_t at = begin; at < begin + bytes && maps_.next(at, &area);) {
-    const std::uintptr_t from = std::max(at, area.begin);
-    const std::uintptr_t to = std::min(area.end, begin + bytes);
-    if (from >= to) break;
-    if (unprotect_watched(managed_, from, k_page_size)) {
-      managed_.unwatch(from, to - from);
-      munmap(pointer(from), to - from);
-    }
-    at = to;
-  }
+  for_each_area(begin, bytes, [&](const Arena& arena, std::uintptr_t from, std::uintptr_t to) {
+    if (!unprotect_watched(arena, from, k_page_size)) return;
+    managed_.unwatch(from, to - from);
+    munmap(pointer(from), to - from);
+  });
   ranges_.erase(begin, bytes);
 }
 
@@ -116,15 +131,10 @@ Status UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
   if (ranges_.next(addr, &begin, &end) == nullptr || begin >= addr + bytes) {
     return fail(HMMRT_ERROR_NOT_MANAGED, "[%#zx, +%zu) is not managed", addr, bytes);
   }
-  // Parts may be unmapped or somebody else's by now. Protection first: a page left protected would fault for ever.
-  Area area;
-  for (std::uintptr_t at = addr; at < addr + bytes && maps_.next(at, &area);) {
-    const std::uintptr_t from = std::max(at, area.begin);
-    const std::uintptr_t to = std::min(area.end, addr + bytes);
-    if (from >= to) break;
-    if (unprotect_watched(managed_, from, to - from)) managed_.unwatch(from, to - from);
-    at = to;
-  }
+  // Protection first: a page left protected would fault for ever.
+  for_each_area(addr, bytes, [&](const Arena& arena, std::uintptr_t from, std::uintptr_t to) {
+    if (unprotect_watched(arena, from, to - from)) managed_.unwatch(from, to - from);
+  });
   ranges_.erase(addr, bytes);
   return {};
 }
@@ -201,7 +211,9 @@ Rights UffdMirror::rights_at(std::uintptr_t addr, std::uintptr_t* end, bool* map
   return *mapped ? area.rights() : Rights::none;
 }
 
-int UffdMirror::protect(std::uintptr_t addr, std::size_t bytes, bool on) const {
+int UffdMirror::protect(Arena& arena, std::uintptr_t addr, std::size_t bytes, bool on) const {
+  if (!on && arena.armed() && !arena.protectable()) return 0;  // nothing of it is
+  if (on && arena.make_protectable(managed_, maps_) != 0) return EAGAIN;
   int error = managed_.write_protect(addr, bytes, on);
   if (error != ENOENT) return error;
   Area area;

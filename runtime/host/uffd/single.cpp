@@ -51,7 +51,7 @@ PageOutcome UffdMirror::write_protect(std::uintptr_t base, const PageMask& pages
     if (!on) {
       part.pages.for_each_run([&](unsigned first, unsigned count) {
         const PageMask run = PageMask::range(first, count);
-        const int error = protect(part.at(first), count * k_page_size, false);
+        const int error = protect(part.arena, part.at(first), count * k_page_size, false);
         (error == 0 ? out.done : error == EAGAIN ? out.busy : out.gone) |= run;
         if (error == 0) part.state.protected_ = part.state.protected_ - run;
       });
@@ -97,7 +97,7 @@ void UffdMirror::watch_drop(std::uintptr_t base, const PageMask& pages) {
   for_each_part(base, pages, [&](Part part) {
     part.pages.for_each_run([&](unsigned first, unsigned count) {
       const PageMask run = PageMask::range(first, count);
-      const int error = protect(part.at(first), count * k_page_size, true);
+      const int error = protect(part.arena, part.at(first), count * k_page_size, true);
       part.state.unwatched = error == EAGAIN ? part.state.unwatched | run : part.state.unwatched - run;
       if (error == 0) part.state.protected_ |= run;
     });

@@ -245,7 +245,7 @@ void UffdMirror::undo_protection(Part part, const PageMask& pages, bool duplicat
 
 void UffdMirror::unprotect(Part part, const PageMask& pages) {
   pages.for_each_run(
-      [&](unsigned first, unsigned count) { (void)protect(part.at(first), count * k_page_size, false); });
+      [&](unsigned first, unsigned count) { (void)protect(part.arena, part.at(first), count * k_page_size, false); });
   part.state.protected_ = part.state.protected_ - pages;
 }
 

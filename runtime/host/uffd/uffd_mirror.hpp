@@ -130,9 +130,9 @@ class UffdMirror final : public HostMirror {
 
   // withdraw.cpp
   void withdraw_by_move(Part part, PageOutcome& out, PageMask& by_copy);
-  // Fallback, whole block. False: nothing was done, copy.
   unsigned moved_unsaid(Part part, unsigned page, unsigned limit) const;
   PageMask settle(Part part);
+  // Fallback, whole block. False: nothing was done, copy.
   bool withdraw_by_remap(Part part, PageOutcome& out);
   // Ends what withdraw_by_remap began: staging is empty and ordinary again.
   void drop_remapped(Part part);
@@ -167,6 +167,9 @@ class UffdMirror final : public HostMirror {
 
   // ranges.cpp, events.cpp
   Status watch(std::uintptr_t addr, std::size_t bytes, bool exec);
+  bool unprotect_watched(const Arena& arena, std::uintptr_t addr, std::size_t bytes) const;
+  template <class Fn>
+  void for_each_area(std::uintptr_t addr, std::size_t bytes, Fn&& fn) const;
   std::size_t translate(const uffd_msg* messages, std::size_t count, std::span<HostEvent> out);
   bool own_fault(const uffd_msg& message);
   // One ioctl, no waiting: the event thread may have to read an event before it can succeed.
@@ -174,8 +177,9 @@ class UffdMirror final : public HostMirror {
   // Where the area (or hole) that contains `page` ends, at most `stop`: UFFDIO_COPY, _MOVE and, before Linux 6.6,
   // _WRITEPROTECT refuse to cross the boundary of an area.
   unsigned area_limit(Part part, unsigned page, unsigned stop) const;
-  // Clears or sets protection, area by area where needed. Returns errno.
-  int protect(std::uintptr_t addr, std::size_t bytes, bool on) const;
+  // Clears or sets protection, area by area where needed. Returns errno; EAGAIN, too, when the range cannot be protected
+  // for lack of memory.
+  int protect(Arena& arena, std::uintptr_t addr, std::size_t bytes, bool on) const;
   Rights rights_at(std::uintptr_t addr, std::uintptr_t* end, bool* mapped) const;
 
   HostMirrorInfo info_;
