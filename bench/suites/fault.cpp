@@ -174,9 +174,8 @@ void device_faults(const Settings& settings, Report& report, const Options& extr
     batch.push_back(faults / static_cast<double>(stats.fault_batches));
     moved.push_back(static_cast<double>(bytes / k_page) / faults);
   }
-  report.add(
-      compare(name, "ns", per_fault, Ratio::value_by_ceiling, target,
-              "CPU time of the service's thread less its copying, for each fault; beside it that copying"));
+  report.add(compare(name, "ns", per_fault, Ratio::value_by_ceiling, target,
+                     "CPU time of the service's thread less its copying, for each fault; beside it that copying"));
   report.add(alone(name + "_wall", "ns", wall, std::nullopt,
                    "time of the launch beyond a resident one and the copy, a fault"));
   report.add(alone(name + "_batch", "faults", batch, std::nullopt, "mean batch"));

@@ -37,7 +37,8 @@ TEST(SoftCopy, streams_every_size_and_alignment_like_memcpy) {
   std::vector<std::byte> from(k_room);
   std::vector<std::byte> to(k_room);
   for (std::size_t i = 0; i < k_room; ++i) from[i] = static_cast<std::byte>(i * 131 >> 3);
-  auto* const line = reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(to.data() + 4096) & ~std::uintptr_t{63});
+  auto* const line =
+      reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(to.data() + 4096) & ~std::uintptr_t{63});
   for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, k_page_size, 8 * k_page_size, 9 * k_page_size,
                                   8 * k_page_size + 8, k_block_size}) {
     for (const std::size_t shift : {std::size_t{0}, std::size_t{8}, std::size_t{64}}) {

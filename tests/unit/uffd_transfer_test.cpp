@@ -270,7 +270,10 @@ TEST_P(UffdTransfer, whole_blocks_duplicates_and_watched_drops_follow_each_other
   EXPECT_TRUE(w.claimed()->drop_pending(w.base(), PageMask::one(9)).none());
   goes_and_returns(0);
   for (unsigned i = 0; i < 2 * k_block_pages; ++i) {
-    const auto first = static_cast<std::byte>(i == 7 ? 0x42 : i == k_block_pages + 3 ? 0x43 : i == 9 ? 0 : (1 + i) & 0xff);
+    const auto first = static_cast<std::byte>(i == 7                   ? 0x42
+                                              : i == k_block_pages + 3 ? 0x43
+                                              : i == 9                 ? 0
+                                                                       : (1 + i) & 0xff);
     EXPECT_EQ(w.page(i)[0], first) << "page " << i;
     EXPECT_EQ(w.page(i)[k_page_size - 1], static_cast<std::byte>(i == 9 ? 0 : (1 + i) & 0xff)) << "page " << i;
   }
