@@ -155,7 +155,8 @@ typedef struct hmmrt_context_desc {
 /* Creates a context: makes the devices, starts the host mirror and the fault service. `desc` may be null: defaults and
  * the environment. A process may have several; they share nothing but the machine. Forked children cannot use the
  * library. Errors: INVALID_OPTION; INVALID_VALUE (an option without name or value); NOT_SUPPORTED (the kernel has no
- * userfaultfd with write protection, or no UFFDIO_MOVE and option host_path asks for it); SYSTEM (userfaultfd is
+ * userfaultfd with write protection, or no UFFDIO_MOVE and option host_path asks for it, or no kernel module and option
+ * host_mirror does); SYSTEM (userfaultfd is
  * forbidden; a file descriptor or thread could not be had); OUT_OF_MEMORY (address space or mappings: the detail text
  * names the limit). Cost: about a millisecond; some ten file descriptors, two threads and some per device, two mappings
  * per wave (option waves_per_unit), so that with the usual vm.max_map_count about 120 contexts fit a process.
@@ -173,8 +174,8 @@ HMMRT_API hmmrt_result_t hmmrt_context_synchronize(hmmrt_context_t context);
 typedef struct hmmrt_context_info {
   size_t size;
   char policy[32];
-  char host_mirror[32]; /* "uffd" */
-  char host_path[160];  /* "move", or "fallback: why" */
+  char host_mirror[32]; /* "uffd", "shim" */
+  char host_path[160];  /* uffd: "move", or "fallback: why" */
   char host_note[512];  /* what is missing on this machine and what it costs; "" when nothing */
   uint32_t device_count;
   uint32_t kernel_faults; /* 1: system calls given device-resident buffers work */

@@ -21,7 +21,7 @@
 
 namespace hmmrt::detail {
 
-constexpr std::uint32_t k_abi = 1;
+constexpr std::uint32_t k_abi = 2;
 constexpr std::uint32_t k_read = 0, k_write = 1, k_atomic = 2;  // Access
 constexpr std::size_t k_max_operands = 8;
 constexpr std::size_t k_page = 4096;

@@ -25,7 +25,7 @@ struct unit {
   std::atomic<std::uint32_t> busy;             // 1: inside an access section
   std::atomic<std::uint32_t> flush_requested;  // raised by quiesce(); differs from flush_seen: the TLB is stale
   std::atomic<std::uint32_t> flush_seen;
-  std::uint32_t reserved;
+  std::uint32_t far;  // 1: memory has no address here; every access is a call
   std::uint64_t tag;  // TLB generation << 36; raising it empties the TLB
   tlb_entry* tlb;
 };
@@ -54,6 +54,12 @@ HMMRT_API void* hmmrt_detail_enter(hmmrt::detail::unit* unit, std::uintptr_t add
 HMMRT_API void hmmrt_detail_copy_in(hmmrt::detail::unit* unit, void* local, std::uintptr_t addr, std::size_t bytes);
 HMMRT_API void hmmrt_detail_copy_out(hmmrt::detail::unit* unit, const void* local, std::uintptr_t addr,
                                      std::size_t bytes);
+// One atomic on far memory, which `system` makes atomic to every processor. Returns the value before.
+HMMRT_API std::uint64_t hmmrt_detail_far_compare_exchange(hmmrt::detail::unit* unit, std::uintptr_t addr,
+                                                          std::size_t bytes, std::uint64_t expected,
+                                                          std::uint64_t desired, bool system);
+HMMRT_API std::uint64_t hmmrt_detail_far_add(hmmrt::detail::unit* unit, std::uintptr_t addr, std::size_t bytes,
+                                             std::uint64_t value, bool system);
 // Opens a section over up to `elements` elements of every operand; returns how many, at least 1.
 HMMRT_API std::size_t hmmrt_detail_open_spans(hmmrt::detail::unit* unit, hmmrt::detail::span_operand* operands,
                                               std::size_t count, std::size_t elements);
@@ -100,7 +106,7 @@ inline std::remove_cv_t<T> load(T* p) {
   if (u == nullptr) return *p;
   alignas(V) unsigned char bytes[sizeof(V)];
   const auto addr = reinterpret_cast<std::uintptr_t>(p);
-  if (straddles<V>(addr)) {
+  if (u->far != 0 || straddles<V>(addr)) {
     hmmrt_detail_copy_in(u, bytes, addr, sizeof(V));
   } else {
     std::memcpy(bytes, enter<k_read>(u, addr), sizeof(V));
@@ -118,7 +124,7 @@ inline void store(T* p, const T& v) {
     return;
   }
   const auto addr = reinterpret_cast<std::uintptr_t>(p);
-  if (straddles<T>(addr)) {
+  if (u->far != 0 || straddles<T>(addr)) {
     hmmrt_detail_copy_out(u, &v, addr, sizeof(T));
   } else {
     std::memcpy(enter<k_write>(u, addr), &v, sizeof(T));
@@ -176,6 +182,34 @@ inline void visit_spans(Fn& fn, const Args&... args) {
 
 // ---- atomics --------------------------------------------------------------------------------------------------------
 
+template <class T>
+inline std::uint64_t to_bits(T v) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+template <class T>
+inline T from_bits(std::uint64_t bits) {
+  T v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// fn on a copy, until nobody came between reading it and writing it back.
+template <class T, class Fn>
+inline auto with_far_atomic(unit* u, std::uintptr_t addr, bool system, Fn fn) {
+  T before;
+  hmmrt_detail_copy_in(u, &before, addr, sizeof(T));
+  for (;;) {
+    T after = before;
+    const auto result = fn(&after);
+    const std::uint64_t seen =
+        hmmrt_detail_far_compare_exchange(u, addr, sizeof(T), to_bits(before), to_bits(after), system);
+    if (seen == to_bits(before)) return result;
+    before = from_bits<T>(seen);
+  }
+}
+
 // Runs fn(T*) on the translated, writable address of p.
 template <class T, class Fn>
 inline auto with_atomic(T* p, bool system, Fn fn) {
@@ -184,6 +218,7 @@ inline auto with_atomic(T* p, bool system, Fn fn) {
   if (u == nullptr) return fn(p);
   const auto addr = reinterpret_cast<std::uintptr_t>(p);
   if (addr % sizeof(T) != 0) hmmrt_detail_fail(u, addr, "an atomic needs a naturally aligned address");
+  if (u->far != 0) return with_far_atomic<T>(u, addr, system, fn);
   T* host = static_cast<T*>(system ? enter<k_atomic>(u, addr) : enter<k_write>(u, addr));
   const auto result = fn(host);
   leave(u);
@@ -203,6 +238,10 @@ inline T atomic_load(T* p, bool system) {
   }
   const auto addr = reinterpret_cast<std::uintptr_t>(p);
   if (addr % sizeof(T) != 0) hmmrt_detail_fail(u, addr, "an atomic needs a naturally aligned address");
+  if (u->far != 0) {
+    hmmrt_detail_copy_in(u, &v, addr, sizeof v);
+    return v;
+  }
   __atomic_load(static_cast<V*>(enter<k_read>(u, addr)), &v, __ATOMIC_ACQUIRE);
   leave(u);
   return v;
@@ -241,6 +280,11 @@ inline T atomic_update(T* p, Op op, bool system) {
 template <class T>
 inline T atomic_add(T* p, T v, bool system) {
   if constexpr (std::is_integral<T>::value) {
+    unit* u = hmmrt_detail_unit;
+    const auto addr = reinterpret_cast<std::uintptr_t>(p);
+    if (u != nullptr && u->far != 0 && addr % sizeof(T) == 0) {
+      return from_bits<T>(hmmrt_detail_far_add(u, addr, sizeof(T), to_bits(v), system));
+    }
     return with_atomic(p, system, [&](T* q) { return __atomic_fetch_add(q, v, __ATOMIC_ACQ_REL); });
   } else {
     return atomic_update(p, op_add<T>{v}, system);

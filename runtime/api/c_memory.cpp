@@ -21,7 +21,8 @@ namespace {
 // Whole pages.
 using Pages = Extent;
 
-// [ptr, ptr + bytes), inside one allocation or registration, rounded outwards to pages.
+// [ptr, ptr + bytes), inside one allocation or registration, rounded outwards to pages. Where any pointer will do, inside
+// whatever is mapped.
 Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out) {
   const auto addr = reinterpret_cast<std::uintptr_t>(ptr);
   if (ptr == nullptr) return null_argument(function, "ptr");
@@ -30,9 +31,18 @@ Status pages_of(const char* function, Context& c, const void* ptr, std::size_t b
     return fail(HMMRT_ERROR_INVALID_VALUE, "%s: %zu bytes from %#zx overflow the address space", function, bytes, addr);
   }
   c.service().fence();  // an mremap that has returned has happened
+  out->addr = page_floor(addr);
+  out->bytes = page_ceil(addr + bytes) - out->addr;
   std::uintptr_t begin = 0;
   std::size_t length = 0;
-  if (!c.find_range(addr, &begin, &length)) {
+  const bool found = c.find_range(addr, &begin, &length);
+  if (c.host().info().any_pointer && (!found || addr + bytes > begin + length)) {
+    const std::uintptr_t hole = c.adopt(out->addr, out->bytes);
+    if (hole == 0) return {};
+    return fail(HMMRT_ERROR_NOT_MANAGED, "%s: nothing that may be read is mapped at %#zx, inside [%#zx, +%zu)", function,
+                hole, addr, bytes);
+  }
+  if (!found) {
     return fail(HMMRT_ERROR_NOT_MANAGED,
                 "%s: %#zx is not managed memory of this context; allocate it with hmmrt_alloc or "
                 "hmmrt_register it",
@@ -42,8 +52,6 @@ Status pages_of(const char* function, Context& c, const void* ptr, std::size_t b
     return fail(HMMRT_ERROR_NOT_MANAGED, "%s: [%#zx, +%zu) goes %zu bytes past the managed range [%#zx, +%zu)",
                 function, addr, bytes, addr + bytes - begin - length, begin, length);
   }
-  out->addr = page_floor(addr);
-  out->bytes = page_ceil(addr + bytes) - out->addr;
   return {};
 }
 

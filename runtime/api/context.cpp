@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "api/log.hpp"
+#include "host/shim/shim_mirror.hpp"
 #include "host/uffd/uffd_mirror.hpp"
 #include "migrate/coherence.hpp"
 #include "migrate/requests.hpp"
@@ -92,16 +93,25 @@ Status Context::create(Settings settings, std::unique_ptr<Context>* out) {
     return fail(HMMRT_ERROR_INVALID_OPTION, "there is no policy '%s'; there are %s", settings.policy.c_str(),
                 policy_names());
   }
-  UffdConfig config;
-  config.force_fallback = settings.host_path == "fallback";
-  config.user_mode_only = settings.user_mode_faults;
   Status status;
-  std::unique_ptr<HostMirror> host = make_uffd_mirror(config, &status);
+  std::unique_ptr<HostMirror> host;
+  ShimMirror* shim = nullptr;
+  if (settings.host_mirror == "shim") {
+    std::unique_ptr<ShimMirror> made = ShimMirror::make(static_cast<unsigned>(settings.devices), &status);
+    shim = made.get();
+    host = std::move(made);
+  } else {
+    UffdConfig config;
+    config.force_fallback = settings.host_path == "fallback";
+    config.user_mode_only = settings.user_mode_faults;
+    host = make_uffd_mirror(config, &status);
+  }
   if (host == nullptr) return status;
   if (settings.host_path == "move" && !moves(host->info())) {
     return fail(HMMRT_ERROR_NOT_SUPPORTED, "option host_path is move, but here it is %s", host->info().path.c_str());
   }
   std::unique_ptr<Context> context(new Context(std::move(settings), std::move(host), std::move(policy)));
+  context->shim_ = shim;
   context->build();
   context->say_what_is_missing();
   *out = std::move(context);
@@ -120,7 +130,12 @@ void Context::build() {
   std::array<Device*, k_max_devices> devices{};
   std::array<Counters*, k_max_devices> counters{};
   for (unsigned i = 0; i < settings_.devices; ++i) {
-    devices_.push_back(std::make_unique<SoftDevice>(device_config(settings_, i, peers), doorbell_, clock_));
+    SoftDeviceConfig config = device_config(settings_, i, peers);
+    if (shim_ != nullptr) {
+      config.far = &shim_->memory(i);
+      config.memory_bytes = std::min(config.memory_bytes, shim_->capacity(i));
+    }
+    devices_.push_back(std::make_unique<SoftDevice>(config, doorbell_, clock_));
     device_counters_.push_back(std::make_unique<Counters>());
     devices[i] = devices_.back().get();
     counters[i] = device_counters_.back().get();
@@ -151,7 +166,7 @@ void Context::say_what_is_missing() const {
       log::warn_once(info.note);
     }
   }
-  if (!moves(info)) {
+  if (shim_ == nullptr && !moves(info)) {
     const std::string text = "pages leave the CPU by copying, about a quarter as fast as by moving: " + info.path;
     if (settings_.host_path == "fallback") {
       log::info(text);
@@ -473,6 +488,11 @@ void Context::settle_mappings() {
     registered.assign(registered_.begin(), registered_.end());
   }
   for (const auto& [addr, bytes] : registered) look(addr, bytes);
+}
+
+std::uintptr_t Context::adopt(std::uintptr_t addr, std::size_t bytes) {
+  if (!host_->info().any_pointer) return addr;
+  return hmmrt::adopt(*house_, addr, bytes);
 }
 
 void Context::count_hint(bool effective, const char* what, std::uintptr_t addr, std::size_t bytes) {

@@ -28,6 +28,8 @@
 
 namespace hmmrt {
 
+class ShimMirror;
+
 class Context final : public HandleObject, private HeapBackend {
  public:
   static constexpr HandleKind k_kind = HandleKind::context;
@@ -72,6 +74,9 @@ class Context final : public HandleObject, private HeapBackend {
   bool watches(std::uintptr_t addr, std::size_t bytes);
   // The allocation or registration that contains `addr`; false when none.
   bool find_range(std::uintptr_t addr, std::uintptr_t* begin, std::size_t* bytes);
+  // Where pointers need no registration: makes [addr, addr + bytes), whole pages, manageable and returns 0, or the first
+  // address of it where nothing is mapped. Elsewhere: addr.
+  std::uintptr_t adopt(std::uintptr_t addr, std::size_t bytes);
   // Runs fn(range) on the range that contains `addr`, which stays meanwhile. False when none.
   template <class Fn>
   bool with_range(std::uintptr_t addr, Fn&& fn) {
@@ -131,6 +136,7 @@ class Context final : public HandleObject, private HeapBackend {
   EventLog log_;
   Counters counters_;
   std::unique_ptr<HostMirror> host_;
+  ShimMirror* shim_ = nullptr;  // host_, if it is one
   std::unique_ptr<Policy> policy_;
   AddressSpace space_;
   Doorbell doorbell_;

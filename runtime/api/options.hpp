@@ -34,6 +34,7 @@ struct Settings {
   std::uint64_t batch_size = 0;
   std::uint64_t pipeline_tokens = 0;
   std::uint64_t pipeline_threads = 0;  // 0: one per core
+  std::string host_mirror;
   std::string host_path;
   bool user_mode_faults = false;
   std::uint64_t arena_bytes = 0;

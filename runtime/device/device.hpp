@@ -34,6 +34,7 @@ struct DeviceCaps {
 
 struct DeviceInfo {
   std::string name;                // "soft:0"
+  unsigned index = 0;              // of the context's devices
   std::string description;         // one line for people
   std::uint64_t memory_bytes = 0;  // frames * 4 KiB
   std::uint32_t compute_units = 0;

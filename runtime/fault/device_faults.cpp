@@ -26,7 +26,8 @@ class FaultService::DeviceJobs final : public Jobs {
     House& house = service_.house_;
     BatchGroup& g = service_.device_batch_->group(i);
     const PageMask faulted = g.faults.pages();
-    Block* block = house.space.find(g.base);
+    const bool any_pointer = house.host.info().any_pointer;
+    Block* block = any_pointer ? house.space.ensure(g.base) : house.space.find(g.base);
     if (block == nullptr) {
       service_.cancel_launches(p_, g.base, faulted, HMMRT_ERROR_ILLEGAL_ADDRESS);
       return false;
@@ -43,6 +44,7 @@ class FaultService::DeviceJobs final : public Jobs {
     if (Counters* range = house.space.range_counters(*block, g.base + faulted.next(0) * k_page_size)) {
       range->add(Count::device_faults, g.faults.faults);
     }
+    if (any_pointer && !block->valid.contains(faulted)) adopt(house, *block, PageMask::all());
     const PageMask stranger = faulted - block->valid;
     if (stranger.any()) service_.cancel_launches(p_, g.base, stranger, HMMRT_ERROR_ILLEGAL_ADDRESS);
     const PageMask forbidden = (faulted & block->no_access) | (work.write & block->read_only);

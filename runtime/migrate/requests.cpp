@@ -134,6 +134,40 @@ void with_claims(House& house, std::uintptr_t addr, std::size_t bytes, Fn&& fn) 
 
 }  // namespace
 
+void adopt(House& house, Block& block, const PageMask& pages) {
+  const PageMask strangers = pages - block.valid;
+  strangers.for_each_run([&](unsigned first, unsigned count) {
+    PageMask mapped;
+    house.host.query_rights(
+        block.base + first * k_page_size, count * k_page_size,
+        [](void* out, std::uintptr_t from, std::size_t bytes, Rights rights) {
+          if (rights == Rights::none) return;
+          *static_cast<PageMask*>(out) |=
+              PageMask::range(page_in_block(from), static_cast<unsigned>(bytes >> k_page_shift));
+        },
+        &mapped);
+    if (mapped.any()) make_valid(house, block, mapped, nullptr);
+  });
+}
+
+std::uintptr_t adopt(House& house, std::uintptr_t addr, std::size_t bytes) {
+  const std::uintptr_t end = addr + bytes;
+  std::uintptr_t hole = 0;
+  for (std::uintptr_t base = block_floor(addr); base < end && hole == 0; base += k_block_size) {
+    Block* block = house.space.ensure(base);
+    if (block == nullptr) return base;
+    const std::uintptr_t from = std::max(addr, base);
+    const std::uintptr_t to = std::min(end, base + k_block_size);
+    const PageMask pages = PageMask::range(page_in_block(from), static_cast<unsigned>((to - from) >> k_page_shift));
+    block->claim();
+    adopt(house, *block, pages);
+    const PageMask missing = pages - block->valid;
+    if (missing.any()) hole = base + missing.next(0) * k_page_size;
+    release(house, *block);
+  }
+  return hole;
+}
+
 Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registered, Range** out) {
   if (Status s = house.space.add_range(addr, bytes, registered, out); !s.ok()) return s;
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { make_valid(house, block, pages, *out); });

@@ -12,6 +12,12 @@
 namespace hmmrt {
 
 // [addr, addr + bytes) must already be allocated from, or attached to, the host mirror.
+// For host mirrors that need no registration: pages of the block that are mapped with any right become valid, though of no
+// range. Claim held. Allocates nothing but what the mirror needs to look.
+void adopt(House& house, Block& block, const PageMask& pages);
+// The same for [addr, addr + bytes), whole pages. Returns 0, or the first address where nothing is mapped that may be read.
+std::uintptr_t adopt(House& house, std::uintptr_t addr, std::size_t bytes);
+
 Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registered, Range** out);
 
 // Drops device copies and kept contents of the range, then forgets it. With `bring_home`, contents come back to the CPU

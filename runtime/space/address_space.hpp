@@ -38,6 +38,9 @@ class AddressSpace {
   // The block that contains `addr`; null when no page near it was ever managed. Lock-free.
   Block* find(std::uintptr_t addr) const noexcept;
 
+  // The same, made if there is none; null when out of memory or not an address of this process.
+  Block* ensure(std::uintptr_t addr) { return obtain(addr); }
+
   // Records [addr, addr + bytes), page aligned, as a range, and makes its blocks. Pages turn valid block by block, by
   // the caller, under each claim. Errors: overlap (ALREADY_MANAGED), no memory.
   Status add_range(std::uintptr_t addr, std::size_t bytes, bool registered, Range** out);

@@ -60,7 +60,7 @@ bool membarrier_expedited() {
 std::vector<Feature> features(const hmmrt_context_info_t* info) {
   std::vector<Feature> all;
   if (info != nullptr) {
-    all.push_back({"userfaultfd", true, "CPU faults"});
+    all.push_back({"userfaultfd", std::string(info->host_mirror) == "uffd", "CPU faults"});
     all.push_back({"kernel-mode faults", info->kernel_faults != 0, "system calls given device-resident memory"});
     all.push_back({"UFFDIO_MOVE", info->move != 0, "withdrawing pages without copying them (Linux 6.8)"});
     all.push_back({"write protection", info->write_protect != 0, "read-only copies on several processors"});
@@ -68,8 +68,8 @@ std::vector<Feature> features(const hmmrt_context_info_t* info) {
   all.push_back({"membarrier", membarrier_expedited(), "quiesce without a cost on each access of the software GPU"});
   all.push_back({"/dev/userfaultfd", access("/dev/userfaultfd", R_OK | W_OK) == 0, "kernel-mode faults without root"});
   all.push_back({"/dev/kfd", access("/dev/kfd", R_OK | W_OK) == 0, "AMD GPUs (not used by this version)"});
-  all.push_back({"hmmrt kernel module", access("/dev/hmmrt", R_OK | W_OK) == 0,
-                 "any pointer, real device memory (not used by this version)"});
+  all.push_back({"hmmrt_shim", access("/dev/hmmrt0", R_OK | W_OK) == 0,
+                 "kernel module: any pointer, device memory of the kernel's (option host_mirror=shim)"});
   return all;
 }
 

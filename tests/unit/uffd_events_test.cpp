@@ -90,14 +90,14 @@ TEST_P(UffdEvents, mremap_is_reported_and_rehome_takes_kept_contents_along) {
   for (const std::size_t skew : {std::size_t{0}, 5 * k_page_size}) {
     w.forget_events();
     const std::size_t bytes = k_block_size;
-    const std::uintptr_t from = uffd::map_aligned(bytes, PROT_READ | PROT_WRITE);
+    const std::uintptr_t from = map_aligned(bytes, PROT_READ | PROT_WRITE);
     auto* const old = reinterpret_cast<std::byte*>(from);
     ASSERT_TRUE(w.mirror->attach(from, bytes).ok());
     for (unsigned i = 0; i < k_block_pages; ++i) memset(old + i * k_page_size, static_cast<int>(i & 0xff), k_page_size);
     const PageMask kept = PageMask::range(0, 300);
     const PageOutcome out = w.claimed()->make_exclusive(from, kept);
     ASSERT_EQ(out.done, kept);
-    const std::uintptr_t area = uffd::map_aligned(2 * k_block_size, PROT_NONE);
+    const std::uintptr_t area = map_aligned(2 * k_block_size, PROT_NONE);
     auto* const target = reinterpret_cast<std::byte*>(area + skew);
     ASSERT_EQ(mremap(old, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, target), target);
     const HostEvent e = w.await(HostEventKind::remap);

@@ -57,7 +57,7 @@ TEST_P(UffdRanges, memory_watched_by_another_userfaultfd_is_refused) {
 
 TEST_P(UffdRanges, two_small_ranges_in_one_block_travel_in_one_transfer) {
   World w(GetParam(), 1);
-  const std::uintptr_t base = uffd::map_aligned(k_block_size, PROT_READ | PROT_WRITE);
+  const std::uintptr_t base = map_aligned(k_block_size, PROT_READ | PROT_WRITE);
   auto* const p = reinterpret_cast<std::byte*>(base);
   ASSERT_TRUE(w.mirror->attach(base + 2 * k_page_size, 2 * k_page_size).ok());
   ASSERT_TRUE(w.mirror->attach(base + 8 * k_page_size, 2 * k_page_size).ok());

@@ -63,13 +63,13 @@ TEST_P(UffdSpeedOf, per_granule_cost_beside_its_ceiling) {
     ASSERT_TRUE(uffd::probe(false, &probe).ok());
     const uffd::Uffd bare(
         uffd::open_uffd(probe, UFFD_FEATURE_PAGEFAULT_FLAG_WP | (fallback ? 0 : uffd::k_feature_move)));
-    const std::uintptr_t plain = uffd::map_aligned(k_blocks * k_block_size, PROT_READ | PROT_WRITE);
+    const std::uintptr_t plain = map_aligned(k_blocks * k_block_size, PROT_READ | PROT_WRITE);
     memset(reinterpret_cast<void*>(plain), 1, k_blocks * k_block_size);
     bare.watch(plain, k_blocks * k_block_size, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
     const auto plain_at = [&](unsigned b, unsigned at) { return plain + b * k_block_size + at * k_page_size; };
     const uffd::Uffd bare_staging(
         uffd::open_uffd(probe, UFFD_FEATURE_PAGEFAULT_FLAG_WP | (fallback ? 0 : uffd::k_feature_move)));
-    const std::uintptr_t aside = uffd::map_aligned(k_blocks * k_block_size, PROT_READ | PROT_WRITE);
+    const std::uintptr_t aside = map_aligned(k_blocks * k_block_size, PROT_READ | PROT_WRITE);
     if (!fallback) bare_staging.watch(aside, k_blocks * k_block_size, UFFDIO_REGISTER_MODE_WP);
     const auto aside_at = [&](unsigned b, unsigned at) { return plain_at(b, at) - plain + aside; };
     std::vector<double> out, in, move_out, move_in, copy_out, copy_in, bare_out, bare_out_wp, bare_in;

@@ -293,6 +293,7 @@ std::size_t Unit::open_spans(std::span<detail::span_operand> operands, std::size
   refuse_nesting(operands[0].addr);
   elements = std::min(elements, std::size_t{1} << 40);  // whatever a kernel asks for, byte counts do not overflow
   if (turn_is_over()) yield_wave();
+  if (far != 0) return open_far_spans(operands, elements);
   for (;;) {
     check_cancelled();
     begin_section();
@@ -310,6 +311,10 @@ std::size_t Unit::open_spans(std::span<detail::span_operand> operands, std::size
 
 void Unit::close_spans(std::span<detail::span_operand> operands) {
   if (!in_span_) return;
+  if (far != 0) {
+    close_far_spans(operands);
+    return;
+  }
   // After a refused nested access the section is closed already: drop what bounced, the launch has failed.
   if (busy.load(std::memory_order_relaxed) != 0) {
     for (const detail::span_operand& o : operands) {
@@ -334,6 +339,11 @@ void* hmmrt_detail_enter(hmmrt::detail::unit* unit, std::uintptr_t addr, std::ui
 }
 
 void hmmrt_detail_copy_in(hmmrt::detail::unit* unit, void* local, std::uintptr_t addr, std::size_t bytes) {
+  if (unit->far != 0) {
+    hmmrt::FarAccess access{.op = hmmrt::FarAccess::Op::read, .addr = addr, .buffer = local, .bytes = bytes};
+    hmmrt::as_unit(unit).far_access(access);
+    return;
+  }
   for (auto* to = static_cast<std::byte*>(local); bytes != 0;) {
     const std::size_t n = std::min(bytes, hmmrt::k_page_size - (addr & (hmmrt::k_page_size - 1)));
     std::memcpy(to, hmmrt::as_unit(unit).enter(addr, hmmrt::Access::read), n);
@@ -343,12 +353,38 @@ void hmmrt_detail_copy_in(hmmrt::detail::unit* unit, void* local, std::uintptr_t
 }
 
 void hmmrt_detail_copy_out(hmmrt::detail::unit* unit, const void* local, std::uintptr_t addr, std::size_t bytes) {
+  if (unit->far != 0) {
+    hmmrt::FarAccess access{
+        .op = hmmrt::FarAccess::Op::write, .addr = addr, .buffer = const_cast<void*>(local), .bytes = bytes};
+    hmmrt::as_unit(unit).far_access(access);
+    return;
+  }
   for (const auto* from = static_cast<const std::byte*>(local); bytes != 0;) {
     const std::size_t n = std::min(bytes, hmmrt::k_page_size - (addr & (hmmrt::k_page_size - 1)));
     std::memcpy(hmmrt::as_unit(unit).enter(addr, hmmrt::Access::write), from, n);
     hmmrt::detail::leave(unit);
     from += n, addr += n, bytes -= n;
   }
+}
+
+std::uint64_t hmmrt_detail_far_compare_exchange(hmmrt::detail::unit* unit, std::uintptr_t addr, std::size_t bytes,
+                                                std::uint64_t expected, std::uint64_t desired, bool system) {
+  hmmrt::FarAccess access{.op = hmmrt::FarAccess::Op::compare_exchange,
+                          .system = system,
+                          .addr = addr,
+                          .bytes = bytes,
+                          .expected = expected,
+                          .desired = desired};
+  hmmrt::as_unit(unit).far_access(access);
+  return access.before;
+}
+
+std::uint64_t hmmrt_detail_far_add(hmmrt::detail::unit* unit, std::uintptr_t addr, std::size_t bytes,
+                                   std::uint64_t value, bool system) {
+  hmmrt::FarAccess access{
+      .op = hmmrt::FarAccess::Op::add, .system = system, .addr = addr, .bytes = bytes, .desired = value};
+  hmmrt::as_unit(unit).far_access(access);
+  return access.before;
 }
 
 std::size_t hmmrt_detail_open_spans(hmmrt::detail::unit* unit, hmmrt::detail::span_operand* operands, std::size_t count,

@@ -49,7 +49,22 @@ std::size_t FrameMemory::ChunkSet::next(std::size_t from) const {
   return k_none;
 }
 
-FrameMemory::FrameMemory(std::uint64_t bytes, bool populate) : frames_(bytes / k_page_size) {
+FrameMemory::FrameMemory(std::uint64_t bytes, bool populate, bool backed) : frames_(bytes / k_page_size) {
+  if (backed) {
+    map_memory(populate);
+  } else {
+    base_ = reinterpret_cast<std::byte*>(k_block_size);  // frame 0 has a token, too
+  }
+  const std::size_t chunks = (frames_ + k_block_pages - 1) / k_block_pages;
+  chunks_.resize(chunks);
+  whole_.resize(chunks);
+  broken_.resize(chunks);
+  for (std::size_t c = 0; c < chunks; ++c) {
+    give(c, 0, static_cast<unsigned>(std::min<std::uint64_t>(k_block_pages, frames_ - c * k_block_pages)));
+  }
+}
+
+void FrameMemory::map_memory(bool populate) {
   const std::size_t usable = frames_ * k_page_size;
   mapping_bytes_ = block_ceil(usable) + k_block_size;
   void* m = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -61,17 +76,11 @@ FrameMemory::FrameMemory(std::uint64_t bytes, bool populate) : frames_(bytes / k
   if (populate) {
     for (std::size_t at = 0; at < usable; at += k_page_size) *reinterpret_cast<volatile char*>(base_ + at) = 0;
   }
-
-  const std::size_t chunks = (frames_ + k_block_pages - 1) / k_block_pages;
-  chunks_.resize(chunks);
-  whole_.resize(chunks);
-  broken_.resize(chunks);
-  for (std::size_t c = 0; c < chunks; ++c) {
-    give(c, 0, static_cast<unsigned>(std::min<std::uint64_t>(k_block_pages, frames_ - c * k_block_pages)));
-  }
 }
 
-FrameMemory::~FrameMemory() { munmap(mapping_, mapping_bytes_); }
+FrameMemory::~FrameMemory() {
+  if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
+}
 
 void FrameMemory::refile(std::size_t chunk) {
   const unsigned n = chunks_[chunk].count;

@@ -20,8 +20,9 @@ namespace hmmrt {
 
 class FrameMemory {
  public:
-  // Throws NoRoom when the address space is not there. `populate` touches every page now.
-  FrameMemory(std::uint64_t bytes, bool populate);
+  // `backed`: there is memory behind the frames; else they are only counted, and their addresses are tokens. Throws NoRoom
+  // when the address space is not there. `populate` touches every page now.
+  FrameMemory(std::uint64_t bytes, bool populate, bool backed = true);
   ~FrameMemory();
   FrameMemory(const FrameMemory&) = delete;
   FrameMemory& operator=(const FrameMemory&) = delete;
@@ -51,6 +52,7 @@ class FrameMemory {
   };
   static constexpr std::size_t k_none = ~std::size_t{0};
 
+  void map_memory(bool populate);
   void allocate_run(unsigned first, unsigned count, Frame* frames);
   std::size_t find_chunk(unsigned count, unsigned* at);
   void take(std::size_t chunk, unsigned at, unsigned count);

@@ -26,6 +26,7 @@ namespace {
 SoftDeviceConfig checked(SoftDeviceConfig c) {
   c.wave_size = std::max(c.wave_size, 1u);
   c.waves_per_unit = std::max(c.waves_per_unit, 1u);
+  assert(c.far == nullptr || !c.deterministic);
   return c;
 }
 
@@ -84,7 +85,7 @@ SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, cons
       copy_fails(c.inject.copy_fails, chances),
       quiesce_slow(c.inject.quiesce_slow, chances),
       fault_dropped(c.inject.fault_dropped, chances),
-      memory(c.memory_bytes, c.populate),
+      memory(c.memory_bytes, c.populate, c.far == nullptr),
       faults(c.fault_buffer_entries, bell),
       counts(256, bell),
       schedule(c.seed ^ 0x5eed),
@@ -92,7 +93,7 @@ SoftDeviceParts::SoftDeviceParts(const SoftDeviceConfig& c, Doorbell& bell, cons
           c.wave_size, unit_count(c), !c.deterministic, [](void* p) { static_cast<SoftDeviceParts*>(p)->wake_units(); },
           this),
       shared{c, device_clock, pages, faults, counts, board, fault_dropped} {
-  shared.fast_path = !c.deterministic && c.use_membarrier && membarrier_available();
+  shared.fast_path = !c.deterministic && c.far == nullptr && c.use_membarrier && membarrier_available();
   shared.cancel_context = this;
   shared.cancel = [](void* p, std::uint32_t launch, const LaunchError& error, const char* text) {
     return static_cast<SoftDeviceParts*>(p)->cancel(launch, error, text);
@@ -176,6 +177,7 @@ SoftDevice::~SoftDevice() {
 
 void SoftDevice::fill_info() {
   info_.name = config_.name;
+  info_.index = config_.processor - 1u;
   info_.memory_bytes = parts_->memory.count() * k_page_size;
   info_.compute_units = static_cast<std::uint32_t>(parts_->units.size());
   info_.wave_size = config_.wave_size;
@@ -185,12 +187,14 @@ void SoftDevice::fill_info() {
   info_.caps.access_counters = config_.access_counters;
   info_.caps.coherent = true;
   info_.caps.system_atomics = config_.system_atomics;
-  info_.caps.peer = config_.peer && config_.peers != nullptr;
+  info_.caps.peer = config_.peer && config_.peers != nullptr && config_.far == nullptr;
   info_.caps.dirty_bits = true;
-  char text[160];
+  char text[200];
   std::snprintf(text, sizeof text, "software GPU: %u units of %u waves, %s%s%s", info_.compute_units,
                 config_.waves_per_unit, config_.deterministic ? "deterministic" : "threads",
-                parts_->shared.fast_path || config_.deterministic ? "" : ", no membarrier: every access is slow",
+                config_.far != nullptr                              ? ", memory behind the kernel module: every access is a call"
+                : parts_->shared.fast_path || config_.deterministic ? ""
+                                                                    : ", no membarrier: every access is slow",
                 config_.link.enabled ? ", modelled link" : "");
   info_.description = text;
 }
@@ -204,9 +208,12 @@ bool SoftDevice::allocate_frames(const PageMask& pages, Frame* frames) {
 
 void SoftDevice::free_frames(const PageMask& pages, const Frame* frames) { parts_->memory.free(pages, frames); }
 std::uint64_t SoftDevice::free_frame_count() const { return parts_->memory.free_count(); }
-std::byte* SoftDevice::frame_address(Frame frame) { return parts_->memory.address(frame); }
+std::byte* SoftDevice::frame_address(Frame frame) {
+  return config_.far == nullptr ? parts_->memory.address(frame) : nullptr;
+}
 
 void SoftDevice::zero_frames(const PageMask& pages, const Frame* frames) {
+  if (config_.far != nullptr) return;  // its owner gives out zeroed memory
   pages.for_each_run([&](unsigned first, unsigned count) {
     for (unsigned i = first; i < first + count;) {
       unsigned n = 1;

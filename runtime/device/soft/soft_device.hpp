@@ -72,6 +72,8 @@ struct SoftInjection {
   std::uint64_t slow_quiesce_ns = 100'000;
 };
 
+class FarMemory;
+
 struct SoftDeviceConfig {
   std::string name = "soft:0";
   Processor processor = device_processor(0);
@@ -96,6 +98,7 @@ struct SoftDeviceConfig {
   SoftLink link;
   SoftInjection inject;
   std::shared_ptr<SoftPeers> peers;  // may be null: no other devices
+  FarMemory* far = nullptr;          // not null: frames are numbers, this serves accesses. Outlives the device. No peers
 };
 
 struct SoftDeviceParts;

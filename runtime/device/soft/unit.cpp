@@ -28,7 +28,7 @@ Unit::Unit(UnitShared& shared)
   busy.store(0, std::memory_order_relaxed);
   flush_requested.store(0, std::memory_order_relaxed);
   flush_seen.store(0, std::memory_order_relaxed);
-  reserved = 0;
+  far = shared.config.far != nullptr ? 1 : 0;
   tag = k_generation;  // entries start zeroed: tag 0 matches none
   tlb = shared.fast_path ? entries_.data() : &never_;
   tlb_mask = shared.fast_path ? static_cast<std::uint32_t>(entries_.size() - 1) : 0;
@@ -87,6 +87,7 @@ void Unit::run() {
     bool progress = run_ready();
     progress |= start_new(~std::uint32_t{0});
     progress |= run_yielded();
+    progress |= run_far();
     if (progress) continue;
     if (stopping_.load(std::memory_order_acquire)) return;
     std::uint64_t timeout = 0;
@@ -167,6 +168,20 @@ bool Unit::run_yielded() {
   const bool progress = !turn_.empty();
   turn_.clear();
   return progress;
+}
+
+// Carries out what waves wait for, all at once, and lets them go on.
+bool Unit::run_far() {
+  if (far_waves_.empty()) return false;
+  shared_.config.far->access(far_accesses_);
+  far_accesses_.clear();
+  turn_.swap(far_waves_);
+  for (std::size_t i = 0; i < turn_.size(); ++i) {
+    backlog_ = i + 1 < turn_.size();
+    resume(*turn_[i]);
+  }
+  turn_.clear();
+  return true;
 }
 
 // Runs the wave until it stalls, yields or finishes.

@@ -23,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include "device/soft/far_memory.hpp"
 #include "device/soft/fault_buffer.hpp"
 #include "device/soft/injection.hpp"
 #include "device/soft/launch_board.hpp"
@@ -74,6 +75,9 @@ class Unit : public detail::unit {
   void* enter(std::uintptr_t addr, Access access);
   std::size_t open_spans(std::span<detail::span_operand> operands, std::size_t elements);
   void close_spans(std::span<detail::span_operand> operands);
+  // --- far_access.cpp: the same on far memory -----------------------------------------------------------------------
+  // Of any length and alignment. Waves that do so at a time share one request.
+  void far_access(FarAccess& access);
   [[noreturn]] void fail_kernel(std::uintptr_t addr, const char* text);
 
  private:
@@ -86,6 +90,7 @@ class Unit : public detail::unit {
   bool run_ready();
   bool start_new(std::uint32_t at_most);
   bool run_yielded();
+  bool run_far();
   void resume(Wave& wave);
   void run_wave(Wave& wave) const;
   static void wave_body(void* argument);  // a Wave*
@@ -104,6 +109,10 @@ class Unit : public detail::unit {
   void fill(std::uintptr_t addr, Pte entry, Access access);
   void count_remote(PageTableLeaf& leaf, std::uintptr_t addr, Pte entry, std::uint64_t transactions);
   void stall();
+  void make_present(std::uintptr_t addr, std::size_t bytes, Access access);
+  void far_failed(const FarAccess& access);
+  std::size_t open_far_spans(std::span<detail::span_operand> operands, std::size_t elements);
+  void close_far_spans(std::span<detail::span_operand> operands);
   std::size_t contiguous(std::uintptr_t addr, std::size_t want, Access access, Pte* entry);
   bool mark_span_dirty(const detail::span_operand& operand, std::size_t bytes);
   std::size_t translate_spans(std::span<detail::span_operand> operands, std::size_t elements);
@@ -122,6 +131,11 @@ class Unit : public detail::unit {
   bool in_span_ = false;
   std::uint32_t fills_ = 0;
   std::atomic<std::uint64_t> remote_accesses_{0};
+
+  std::vector<FarAccess*> far_accesses_;  // of waves that wait for them
+  std::vector<Wave*> far_waves_;
+  std::vector<std::byte> far_bounce_;  // what an open span on far memory is a copy of
+  std::size_t far_elements_ = 0;       // of the open span
 
   StackArea stacks_;
   std::vector<std::unique_ptr<Wave>> waves_;

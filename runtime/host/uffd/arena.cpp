@@ -14,22 +14,6 @@ namespace {
 void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
 }  // namespace
 
-std::uintptr_t map_aligned(std::size_t bytes, int protection) {
-  const std::size_t reserve = bytes + k_block_size;
-  if (reserve < bytes) {
-    errno = ENOMEM;
-    return 0;
-  }
-  void* raw = mmap(nullptr, reserve, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (raw == MAP_FAILED) return 0;
-  const auto first = reinterpret_cast<std::uintptr_t>(raw);
-  const std::uintptr_t begin = block_ceil(first);
-  if (begin != first) munmap(raw, begin - first);
-  if (const std::size_t tail = first + reserve - (begin + bytes); tail != 0) munmap(pointer(begin + bytes), tail);
-  madvise(pointer(begin), bytes, MADV_HUGEPAGE);  // a hint: without THP everything still works, in small pages
-  return begin;
-}
-
 std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool exec, const Uffd* staging,
                                    std::uintptr_t zeros) {
   const std::uintptr_t cover = block_floor(begin);

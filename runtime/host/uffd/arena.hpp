@@ -25,7 +25,7 @@
 #include <shared_mutex>
 #include <vector>
 
-#include "host/uffd/maps.hpp"
+#include "host/maps.hpp"
 #include "host/uffd/uffd.hpp"
 #include "space/page.hpp"
 #include "space/page_mask.hpp"
@@ -118,8 +118,5 @@ class RangeTable {
   mutable std::shared_mutex mutex_;
   std::vector<Piece> pieces_;  // sorted, disjoint
 };
-
-// Contiguous 2 MiB-aligned private anonymous memory, MADV_HUGEPAGE, no swap reserved. 0 on failure (errno).
-std::uintptr_t map_aligned(std::size_t bytes, int protection);
 
 }  // namespace hmmrt::uffd

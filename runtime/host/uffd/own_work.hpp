@@ -17,7 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "host/uffd/maps.hpp"
+#include "host/maps.hpp"
 #include "space/page_mask.hpp"
 
 namespace hmmrt::uffd {

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "host/maps.hpp"
 #include "host/uffd/uffd.hpp"
 
 #ifndef UFFD_USER_MODE_ONLY
@@ -88,20 +89,6 @@ int open_uffd(const Probe& probe, std::uint64_t features) {
     return -1;
   }
   return fd;
-}
-
-const char* hint(int error) {
-  switch (error) {
-    case EMFILE:
-      return "; a context needs some ten file descriptors: raise RLIMIT_NOFILE (ulimit -n)";
-    case ENFILE:
-      return "; raise the sysctl fs.file-max";
-    case EPERM:
-    case EACCES:
-      return "; a container's seccomp filter or a security module may forbid it";
-    default:
-      return "";
-  }
 }
 
 std::string kernel_release() {

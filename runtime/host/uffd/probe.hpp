@@ -26,8 +26,6 @@ struct Probe {
 Status probe(bool user_mode_only, Probe* out);
 // Opens a descriptor and enables exactly `features`. Returns -1 and sets the detail text on failure.
 int open_uffd(const Probe& probe, std::uint64_t features);
-// What to do about an errno of opening something, to be put behind its text; "" when there is nothing to add.
-const char* hint(int error);
 // "6.1.0-30-amd64"
 std::string kernel_release();
 

@@ -10,7 +10,7 @@
 
 namespace hmmrt {
 
-using uffd::Area;
+
 
 namespace {
 
@@ -56,7 +56,7 @@ std::byte* UffdMirror::allocate(std::size_t bytes) {
     (void)fail(HMMRT_ERROR_INVALID_VALUE, "allocation of %zu bytes: must be a positive multiple of 2 MiB", bytes);
     return nullptr;
   }
-  const std::uintptr_t addr = uffd::map_aligned(bytes, PROT_READ | PROT_WRITE);
+  const std::uintptr_t addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
   if (addr == 0) {
     (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
     return nullptr;
@@ -186,19 +186,7 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
 
 void UffdMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
                               void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) {
-  const std::uintptr_t end = addr + bytes;
-  Area area;
-  while (addr < end) {
-    if (!maps_.next(addr, &area) || area.begin >= end) {
-      fn(arg, addr, end - addr, Rights::none);
-      return;
-    }
-    if (area.begin > addr) fn(arg, addr, area.begin - addr, Rights::none);
-    const std::uintptr_t from = std::max(addr, area.begin);
-    const std::uintptr_t to = std::min(end, area.end);
-    fn(arg, from, to - from, area.rights());
-    addr = to;
-  }
+  maps_.rights(addr, bytes, fn, arg);
 }
 
 Rights UffdMirror::rights_at(std::uintptr_t addr, std::uintptr_t* end, bool* mapped) const {

@@ -75,7 +75,7 @@ std::unique_ptr<HostMirror> make_uffd_mirror(const UffdConfig& config, Status* s
   if (!opened || interrupt < 0 || zeros == MAP_FAILED) {
     // open_uffd has set the text, if it was it that failed.
     *status = !opened         ? Status(HMMRT_ERROR_SYSTEM)
-              : interrupt < 0 ? fail(HMMRT_ERROR_SYSTEM, "eventfd: %s%s", strerror(no_eventfd), uffd::hint(no_eventfd))
+              : interrupt < 0 ? fail(HMMRT_ERROR_SYSTEM, "eventfd: %s%s", strerror(no_eventfd), hint(no_eventfd))
                               : fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of 2 MiB: %s", strerror(no_zeros));
     for (const int fd : {managed, staging, interrupt}) {
       if (fd >= 0) close(fd);

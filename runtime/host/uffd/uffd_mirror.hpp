@@ -29,7 +29,7 @@
 
 #include "host/host_mirror.hpp"
 #include "host/uffd/arena.hpp"
-#include "host/uffd/maps.hpp"
+#include "host/maps.hpp"
 #include "host/uffd/own_work.hpp"
 #include "host/uffd/page_reader.hpp"
 #include "host/uffd/probe.hpp"
@@ -186,7 +186,7 @@ class UffdMirror final : public HostMirror {
   bool move_;
   uffd::Uffd managed_;  // managed ranges: faults and events
   uffd::Uffd staging_;  // staging: neither; -1 on the fallback path
-  uffd::ProcMaps maps_;
+  ProcMaps maps_;
   uffd::OwnWork own_;
   uffd::PageReader reader_;
   uffd::RangeTable ranges_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "host/uffd/maps.hpp"
+#include "host/maps.hpp"
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -12,11 +12,11 @@
 #include <cerrno>
 #include <cstring>
 
-#include "host/uffd/probe.hpp"
-
-namespace hmmrt::uffd {
+namespace hmmrt {
 
 namespace {
+
+void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
 
 // linux/fs.h, Linux 6.11.
 struct ProcmapQuery {
@@ -229,4 +229,51 @@ bool ProcMaps::next_huge_zero(std::uintptr_t* at, std::uintptr_t end) const noex
   return *at < end && scan(*at, end, k_page_is_huge | k_page_is_zero, at, &to);
 }
 
-}  // namespace hmmrt::uffd
+void ProcMaps::rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),
+                      void* arg) const noexcept {
+  const std::uintptr_t end = addr + bytes;
+  Area area;
+  while (addr < end) {
+    if (!next(addr, &area) || area.begin >= end) {
+      fn(arg, addr, end - addr, Rights::none);
+      return;
+    }
+    if (area.begin > addr) fn(arg, addr, area.begin - addr, Rights::none);
+    const std::uintptr_t from = std::max(addr, area.begin);
+    const std::uintptr_t to = std::min(end, area.end);
+    fn(arg, from, to - from, area.rights());
+    addr = to;
+  }
+}
+
+std::uintptr_t map_aligned(std::size_t bytes, int protection) {
+  const std::size_t reserve = bytes + k_block_size;
+  if (reserve < bytes) {
+    errno = ENOMEM;
+    return 0;
+  }
+  void* raw = mmap(nullptr, reserve, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return 0;
+  const auto first = reinterpret_cast<std::uintptr_t>(raw);
+  const std::uintptr_t begin = block_ceil(first);
+  if (begin != first) munmap(raw, begin - first);
+  if (const std::size_t tail = first + reserve - (begin + bytes); tail != 0) munmap(pointer(begin + bytes), tail);
+  madvise(pointer(begin), bytes, MADV_HUGEPAGE);  // a hint: without THP everything still works, in small pages
+  return begin;
+}
+
+const char* hint(int error) {
+  switch (error) {
+    case EMFILE:
+      return "; a context needs some ten file descriptors: raise RLIMIT_NOFILE (ulimit -n)";
+    case ENFILE:
+      return "; raise the sysctl fs.file-max";
+    case EPERM:
+    case EACCES:
+      return "; a container's seccomp filter or a security module may forbid it";
+    default:
+      return "";
+  }
+}
+
+}  // namespace hmmrt

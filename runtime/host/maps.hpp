@@ -12,7 +12,7 @@
 #include "space/page_mask.hpp"
 #include "space/status.hpp"
 
-namespace hmmrt::uffd {
+namespace hmmrt {
 
 struct Area {
   std::uintptr_t begin = 0;
@@ -50,6 +50,9 @@ class ProcMaps {
   PageMask write_protected(std::uintptr_t base) const noexcept;
   // The page at `addr` is present and mapped by another process, too (or by this one twice).
   bool shared(std::uintptr_t addr) const noexcept;
+  // The rights of [addr, addr + bytes), in spans that cover it: calls fn(arg, addr, bytes, rights).
+  void rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),
+              void* arg) const noexcept;
   // The block at `base` is mapped by one huge page.
   bool huge(std::uintptr_t base) const noexcept;
   // The next block in [*at, end) that is mapped by the huge zero page; false when there is none (or before Linux 6.7).
@@ -68,4 +71,9 @@ class ProcMaps {
   int pagemap_error_;
 };
 
-}  // namespace hmmrt::uffd
+// Contiguous 2 MiB-aligned private anonymous memory, MADV_HUGEPAGE, no swap reserved. 0 on failure (errno).
+std::uintptr_t map_aligned(std::size_t bytes, int protection);
+// What to do about an errno of opening something, to be put behind its text; "" when there is nothing to add.
+const char* hint(int error);
+
+}  // namespace hmmrt
