@@ -243,7 +243,8 @@ HMMRT_API hmmrt_result_t hmmrt_unregister(hmmrt_context_t context, void* ptr);
 
 /* Moves a range to `location`. Pages advised read-mostly are copied read-only instead when it is a device. Pages that
  * cannot move (pinned, held by the kernel, no frame to be had even by eviction) are left where they are: success, and
- * counted in hints_without_effect. Errors: INVALID_DEVICE.
+ * counted in hints_without_effect. All of the range is moved, in ascending order: where it is larger than the device's
+ * memory, its end evicts its beginning. Errors: INVALID_DEVICE.
  * Cost: 0.1 to 1 ms per 2 MiB moved, 0.3 us per 2 MiB that is there already; pages still busy are tried again for some
  * 3 ms. Blocks on migration; with a stream, the stream does. (hipMemPrefetchAsync) */
 HMMRT_API hmmrt_result_t hmmrt_prefetch(hmmrt_context_t context, const void* ptr, size_t bytes,

@@ -22,8 +22,8 @@ namespace {
 using Pages = Extent;
 
 // [ptr, ptr + bytes), inside one allocation or registration, rounded outwards to pages. Where any pointer will do, inside
-// whatever is mapped.
-Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out) {
+// whatever is mapped, if `adopt`.
+Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out, bool adopt = true) {
   const auto addr = reinterpret_cast<std::uintptr_t>(ptr);
   if (ptr == nullptr) return null_argument(function, "ptr");
   if (bytes == 0) return fail(HMMRT_ERROR_INVALID_VALUE, "%s: bytes is 0", function);
@@ -36,11 +36,11 @@ Status pages_of(const char* function, Context& c, const void* ptr, std::size_t b
   std::uintptr_t begin = 0;
   std::size_t length = 0;
   const bool found = c.find_range(addr, &begin, &length);
-  if (c.host().info().any_pointer && (!found || addr + bytes > begin + length)) {
+  if (!found && adopt && c.host().info().any_pointer) {
     const std::uintptr_t hole = c.adopt(out->addr, out->bytes);
     if (hole == 0) return {};
-    return fail(HMMRT_ERROR_NOT_MANAGED, "%s: nothing that may be read is mapped at %#zx, inside [%#zx, +%zu)", function,
-                hole, addr, bytes);
+    return fail(HMMRT_ERROR_NOT_MANAGED, "%s: nothing that may be read is mapped at %#zx, inside [%#zx, +%zu)",
+                function, hole, addr, bytes);
   }
   if (!found) {
     return fail(HMMRT_ERROR_NOT_MANAGED,
@@ -215,6 +215,9 @@ hmmrt_result_t hmmrt_prefetch_batch(hmmrt_context_t context, const void* const* 
     if (locations == nullptr) return null_argument(k_name, "locations");
     if (location_index == nullptr) return null_argument(k_name, "location_index");
     if (count == 0) return fail(HMMRT_ERROR_INVALID_VALUE, "%s: count is 0", k_name);
+    if (count > (std::size_t{1} << 47) / sizeof *ptrs) {
+      return fail(HMMRT_ERROR_INVALID_VALUE, "%s: %zu ranges are more than an address space can list", k_name, count);
+    }
     if (location_count == 0 || location_count > count) {
       return fail(HMMRT_ERROR_INVALID_VALUE, "%s: %zu locations for %zu ranges; it takes 1 to as many as ranges",
                   k_name, location_count, count);
@@ -255,7 +258,7 @@ hmmrt_result_t hmmrt_discard(hmmrt_context_t context, const void* ptr, size_t by
     Use<Stream> on;
     Pages pages;
     if (const Status s = use(context, &c); !s.ok()) return s;
-    if (const Status s = pages_of("hmmrt_discard", *c, ptr, bytes, &pages); !s.ok()) return s;
+    if (const Status s = pages_of("hmmrt_discard", *c, ptr, bytes, &pages, false); !s.ok()) return s;
     if (const Status s = stream_of("hmmrt_discard", stream, *c, &on, &owner); !s.ok()) return s;
     // Only pages that are wholly covered.
     const auto addr = reinterpret_cast<std::uintptr_t>(ptr);

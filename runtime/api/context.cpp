@@ -202,11 +202,11 @@ void Context::close() {
   }
   wait_unused();
 
+  service_->fence();  // what mremap moved is known by its new address
   std::vector<std::uintptr_t> registered;
-  {
-    const std::lock_guard guard(registered_lock_);
-    for (const auto& [addr, bytes] : registered_) registered.push_back(addr);
-  }
+  for_each_range([&](const Range& range) {
+    if (range.registered) registered.push_back(range.addr);
+  });
   for (const std::uintptr_t addr : registered) {
     Status s;
     for (unsigned attempt = 0; attempt < k_home_attempts; ++attempt) {
@@ -324,7 +324,16 @@ bool Context::wait_idle(std::chrono::steady_clock::time_point deadline) {
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
-std::byte* Context::allocate_arena(std::size_t bytes) { return host_->allocate(bytes); }
+std::byte* Context::allocate_arena(std::size_t bytes) {
+  std::vector<std::byte*> refused;  // holes that the application unmapped in registered ranges
+  std::byte* memory = host_->allocate(bytes);
+  while (memory != nullptr && space_.overlaps(reinterpret_cast<std::uintptr_t>(memory), bytes)) {
+    refused.push_back(memory);
+    memory = host_->allocate(bytes);
+  }
+  for (std::byte* hole : refused) host_->release(hole, bytes);
+  return memory;
+}
 
 void Context::release_arena(std::byte* addr, std::size_t bytes) {
   host_->release(addr, bytes);
@@ -348,10 +357,6 @@ Status Context::forget(std::uintptr_t addr, bool bring_home) {
     if (const Status s = hmmrt::unmanage(*house_, *pool_, range, bring_home); !s.ok()) return s;
   }
   if (!bring_home) return {};
-  {
-    const std::lock_guard guard(registered_lock_);
-    registered_.erase(addr);
-  }
   const Status s = host_->detach(addr, bytes);
   service_->fence();
   const std::lock_guard guard(rights_lock_);
@@ -402,8 +407,6 @@ Status Context::register_memory(std::uintptr_t addr, std::size_t bytes) {
     (void)host_->detach(addr, bytes);
     return fail(s.code(), "%s", why.c_str());
   }
-  const std::lock_guard guard(registered_lock_);
-  registered_[addr] = bytes;
   return {};
 }
 
@@ -483,10 +486,9 @@ void Context::settle_mappings() {
   };
   for (const auto& [addr, bytes] : heap_->arenas()) look(addr, bytes);
   std::vector<std::pair<std::uintptr_t, std::size_t>> registered;
-  {
-    const std::lock_guard guard(registered_lock_);
-    registered.assign(registered_.begin(), registered_.end());
-  }
+  for_each_range([&](const Range& range) {
+    if (range.registered) registered.emplace_back(range.addr, range.bytes);
+  });
   for (const auto& [addr, bytes] : registered) look(addr, bytes);
 }
 

@@ -153,8 +153,6 @@ class Context final : public HandleObject, private HeapBackend {
 
   // Exclusive while a Range is being forgotten; shared while one is looked at.
   std::shared_mutex range_lock_;
-  std::mutex registered_lock_;
-  std::map<std::uintptr_t, std::size_t> registered_;
   // What the rights of each arena's and registration's mappings looked like at the latest launch.
   std::mutex rights_lock_;
   std::map<std::uintptr_t, std::uint64_t> rights_seen_;

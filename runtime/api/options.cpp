@@ -59,9 +59,10 @@ constexpr std::array k_table = {
            "Blocks in flight in a migration pipeline. 1: no overlap."},
     Option{"pipeline_threads", "HMMRT_PIPELINE_THREADS", T::integer, "0", 0, 256, nullptr, &S::pipeline_threads,
            "Threads that may work in a migration pipeline, its caller included. 0: one per core."},
-    Option{"host_mirror", "HMMRT_HOST_MIRROR", T::choice, "auto", 0, 0, "auto|uffd|shim", &S::host_mirror,
-           "Who watches the CPU's side: uffd is userfaultfd; shim the kernel module hmmrt_shim, under which any pointer "
-           "can be used. auto takes uffd, which is faster for a software GPU."},
+    Option{
+        "host_mirror", "HMMRT_HOST_MIRROR", T::choice, "auto", 0, 0, "auto|uffd|shim", &S::host_mirror,
+        "Who watches the CPU's side: uffd is userfaultfd; shim the kernel module hmmrt_shim, under which any pointer "
+        "can be used. auto takes uffd, which is faster for a software GPU."},
     Option{"host_path", "HMMRT_HOST_PATH", T::choice, "auto", 0, 0, "auto|move|fallback", &S::host_path,
            "How pages leave the CPU: auto takes UFFDIO_MOVE (Linux 6.8) where it works; move insists on it; fallback "
            "write-protects, copies and drops."},

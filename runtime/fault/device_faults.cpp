@@ -266,11 +266,17 @@ bool FaultService::serve_remaps() {
       if (remaps_.empty()) return did;
       remap = remaps_.front();
     }
-    follow_remap(house_, remap.from, remap.to, remap.bytes);
-    {
-      const std::lock_guard guard(remaps_lock_);
-      remaps_.erase(remaps_.begin());
-    }
+    // With the claims still held: what was said about the new addresses meanwhile is told to their blocks, and from then
+    // on the event thread tells them itself.
+    follow_remap(
+        house_, remap.from, remap.to, remap.bytes,
+        [](void* self) {
+          auto& service = *static_cast<FaultService*>(self);
+          const std::lock_guard guard(service.remaps_lock_);
+          service.notice_late(service.remaps_.front());
+          service.remaps_.erase(service.remaps_.begin());
+        },
+        this);
     house_.unsettled.fetch_sub(1, std::memory_order_release);
     house_.host.interrupt();  // CPU faults on the new addresses were kept
   }

@@ -23,6 +23,7 @@ FaultService::FaultService(House& house, Doorbell& doorbell, const FaultServiceC
   host_pending_.reserve(1024);
   host_retrying_.reserve(1024);
   remaps_.reserve(64);
+  late_.reserve(64);
   noticed_.reserve(4096);
   house.while_stalled = &FaultService::while_stalled;
   house.stalled_argument = this;
@@ -98,6 +99,7 @@ void FaultService::refresh_rights(std::uintptr_t addr, std::size_t bytes) {
 }
 
 void FaultService::freeze() {
+  fence();  // an mremap that has returned has happened: its pages are where they will be brought home from
   departures_.lock();
   device_step_.lock();
   PipelinePool pool(house_, 1, 1);

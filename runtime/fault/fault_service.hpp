@@ -100,6 +100,8 @@ class FaultService {
   bool serve_later();
   bool serve_remaps();
   // The mremap not yet followed that moved away, or brought, `addr`; bytes 0 when none.
+  // remaps_lock_ held. Notices what came late about the new addresses of `remap`, whose blocks are claimed.
+  void notice_late(const Remap& remap);
   Remap pending_remap(std::uintptr_t addr, bool brought) const;
   void end_pin(std::uintptr_t base, const PageMask& pages);
   void later(Processor p, std::uintptr_t base, const PageMask& pages, std::uint64_t due_ns, bool unpin = false);
@@ -139,6 +141,7 @@ class FaultService {
   bool interrupted_ = false;  // the latest round began without an event
   mutable SpinLock remaps_lock_;
   std::vector<Remap> remaps_;    // oldest first
+  std::vector<HostEvent> late_;  // removals at addresses that a remap still waiting will bring pages to
   std::vector<Block*> noticed_;  // blocks with fresh notices
   std::atomic<std::thread::id> event_thread_;
 

@@ -169,6 +169,14 @@ bool FaultService::read_events() {
     }
     // mremap also reports the old addresses as unmapped; their pages are on their way.
     if (e.kind == HostEventKind::unmap && pending_remap(e.addr, false).bytes != 0) continue;
+    {
+      const std::lock_guard guard(remaps_lock_);
+      for (const Remap& r : remaps_) {
+        if (e.addr >= r.to + r.bytes || r.to >= e.addr + e.bytes) continue;
+        late_.push_back(e);
+        break;
+      }
+    }
     house_.space.for_each_block(e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
       notice(house_, block, pages, e.kind == HostEventKind::unmap);
       noticed_.push_back(&block);
@@ -177,6 +185,18 @@ bool FaultService::read_events() {
   event_count_ = kept;
   house_.gate.end_reading();
   return n != 0;
+}
+
+void FaultService::notice_late(const Remap& remap) {
+  for (const HostEvent& e : late_) {
+    const std::uintptr_t from = std::max(e.addr, remap.to);
+    const std::uintptr_t to = std::min(e.addr + e.bytes, remap.to + remap.bytes);
+    if (from >= to) continue;
+    house_.space.for_each_block(from, to - from, [&](Block& block, const PageMask& pages) {
+      notice(house_, block, pages, e.kind == HostEventKind::unmap);
+    });
+  }
+  if (remaps_.size() == 1) late_.clear();
 }
 
 // Called from a quiesce that takes long. On the event thread: reads on, and serves what needs no claim, because the

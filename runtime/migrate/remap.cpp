@@ -54,7 +54,8 @@ void move_page(House& house, Block& from, unsigned old_page, Block& to, unsigned
 
 }  // namespace
 
-void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {
+void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes,
+                  void (*before_release)(void*), void* arg) {
   Range* old_range = house.space.find_range(from);
   // What was managed at the new addresses is gone: mremap unmapped it.
   for (Range* r = house.space.find_range(to); r != nullptr && r->addr >= to && r->end() <= to + bytes;
@@ -62,7 +63,10 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
     house.space.retire_range(r);
   }
   Range* range = nullptr;
-  if (old_range == nullptr || !house.space.add_range(to, bytes, true, &range).ok()) return;
+  if (old_range == nullptr || !house.space.add_range(to, bytes, true, &range).ok()) {
+    before_release(arg);
+    return;
+  }
 
   std::vector<Block*> claimed;
   for (const std::uintptr_t start : {from, to}) {
@@ -86,6 +90,7 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
     block.cpu_protected = block.cpu_protected - mine;
     make_invalid(house, block, mine);
   });
+  before_release(arg);
   for (Block* block : claimed) release(house, *block);
   if (old_range->addr == from && old_range->bytes == bytes) house.space.retire_range(old_range);
 }

@@ -26,7 +26,10 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
 
 // The application moved [from, from + bytes) to `to` with mremap, and its page table moved along: residency, frames and
 // kept contents follow, without copying. The new range counts as registered. Called by the device thread.
-void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes);
+// `before_release(arg)` is called while the blocks are still claimed: what it notices about the new addresses is settled
+// with the release.
+void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes,
+                  void (*before_release)(void*), void* arg);
 
 struct Extent {
   std::uintptr_t addr = 0;

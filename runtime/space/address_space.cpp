@@ -99,6 +99,12 @@ Range* AddressSpace::find_range(std::uintptr_t addr) const {
   return addr < range->end() ? range : nullptr;
 }
 
+bool AddressSpace::overlaps(std::uintptr_t addr, std::size_t bytes) const {
+  const std::shared_lock guard(ranges_lock_);
+  const auto after = ranges_.lower_bound(addr + bytes);
+  return after != ranges_.begin() && std::prev(after)->second->end() > addr;
+}
+
 bool AddressSpace::managed(std::uintptr_t addr, std::size_t bytes) const {
   const std::shared_lock guard(ranges_lock_);
   const std::uintptr_t end = addr + bytes;

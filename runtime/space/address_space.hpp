@@ -53,6 +53,8 @@ class AddressSpace {
   Range* find_range(std::uintptr_t addr) const;
   // True when every byte of [addr, addr + bytes) is managed.
   bool managed(std::uintptr_t addr, std::size_t bytes) const;
+  // True when some byte of it belongs to a range.
+  bool overlaps(std::uintptr_t addr, std::size_t bytes) const;
   std::uint64_t managed_bytes() const noexcept { return managed_bytes_.load(std::memory_order_relaxed); }
 
   // Calls fn(block, pages) for each block that meets [addr, addr + bytes), ascending; `pages` are those inside.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The environments that the API suite runs in: host path x number of devices. What this machine does not have is
-// skipped, aloud.
+// The environments that the API suite runs in: host mirror, its path, number of devices. What this machine does not have
+// is skipped, aloud; the kernel module only where its nodes are (driver-shim/vm/sets/runtime).
 #pragma once
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
@@ -23,22 +24,29 @@ constexpr std::size_t k_block = std::size_t{2} << 20;
 
 struct Environment {
   const char* name;
+  const char* host_mirror;
   const char* host_path;
   const char* user_mode;
   unsigned devices;
 };
 inline void PrintTo(const Environment& e, std::ostream* out) { *out << e.name; }
 
-constexpr Environment k_environments[] = {{"move_1", "move", "off", 1},         {"move_2", "move", "off", 2},
-                                          {"fallback_1", "fallback", "off", 1}, {"fallback_2", "fallback", "off", 2},
-                                          {"user_1", "auto", "on", 1},          {"user_2", "auto", "on", 2}};
+inline std::vector<Environment> environments(std::initializer_list<unsigned> counts = {1, 2}) {
+  std::vector<Environment> all;
+  for (const unsigned devices : counts) {
+    const bool one = devices == 1;
+    all.push_back({one ? "move_1" : "move_2", "uffd", "move", "off", devices});
+    all.push_back({one ? "fallback_1" : "fallback_2", "uffd", "fallback", "off", devices});
+    all.push_back({one ? "user_1" : "user_2", "uffd", "auto", "on", devices});
+    if (access("/dev/hmmrt0", F_OK) == 0) all.push_back({one ? "shim_1" : "shim_2", "shim", "auto", "off", devices});
+  }
+  return all;
+}
 
 inline std::vector<hmmrt::option> options_of(const Environment& e, std::vector<hmmrt::option> more = {}) {
-  std::vector<hmmrt::option> all = {{"host_path", e.host_path},
-                                    {"user_mode_faults", e.user_mode},
-                                    {"devices", std::to_string(e.devices)},
-                                    {"device_memory", "64M"},
-                                    {"arena_bytes", "32M"}};
+  std::vector<hmmrt::option> all = {{"host_mirror", e.host_mirror},    {"host_path", e.host_path},
+                                    {"user_mode_faults", e.user_mode}, {"devices", std::to_string(e.devices)},
+                                    {"device_memory", "64M"},          {"arena_bytes", "32M"}};
   all.insert(all.end(), more.begin(), more.end());
   return all;
 }
@@ -58,13 +66,15 @@ class ApiTest : public ::testing::TestWithParam<Environment> {
   }
   hmmrt::context& context() { return *context_; }
   hmmrt_context_t handle() { return context_->get(); }
+  // Pointers need no registration, so what is not registered is managed as well.
+  static bool any_pointer() { return std::string(GetParam().host_mirror) == "shim"; }
   unsigned last_device() const { return GetParam().devices - 1; }
 
   std::unique_ptr<hmmrt::context> context_;
 };
 
 #define API_SUITE(suite)                                                               \
-  INSTANTIATE_TEST_SUITE_P(each, suite, ::testing::ValuesIn(api_test::k_environments), \
+  INSTANTIATE_TEST_SUITE_P(each, suite, ::testing::ValuesIn(api_test::environments()), \
                            [](const auto& param_info) { return std::string(param_info.param.name); })
 
 // The result, and that the detail text is there and names what it is about.

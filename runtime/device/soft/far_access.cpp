@@ -68,7 +68,8 @@ void Unit::far_failed(const FarAccess& access) {
   error.access = kind_of(access);
   char text[128] = "";
   if (access.error != EFAULT) {
-    std::snprintf(text, sizeof text, "the kernel module could not carry out the access: %s", std::strerror(access.error));
+    std::snprintf(text, sizeof text, "the kernel module could not carry out the access: %s",
+                  std::strerror(access.error));
   }
   shared_.cancel(shared_.cancel_context, current_->launch->id, error, text);
 }

@@ -15,10 +15,10 @@ struct FarAccess {
   enum class Op : std::uint8_t { read, write, compare_exchange, add };
   Op op = Op::read;
   bool system = false;  // atomics: to every processor, not only to the waves of this device
-  int error = 0;  // out: 0 or errno. EFAULT: no such memory, or no such right
+  int error = 0;        // out: 0 or errno. EFAULT: no such memory, or no such right
   std::uintptr_t addr = 0;
-  void* buffer = nullptr;  // read, write
-  std::size_t bytes = 0;   // atomics: 4 or 8
+  void* buffer = nullptr;                   // read, write
+  std::size_t bytes = 0;                    // atomics: 4 or 8
   std::uint64_t expected = 0, desired = 0;  // compare_exchange; add: desired is added
   std::uint64_t before = 0;                 // out, atomics
 };

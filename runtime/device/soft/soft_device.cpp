@@ -192,7 +192,7 @@ void SoftDevice::fill_info() {
   char text[200];
   std::snprintf(text, sizeof text, "software GPU: %u units of %u waves, %s%s%s", info_.compute_units,
                 config_.waves_per_unit, config_.deterministic ? "deterministic" : "threads",
-                config_.far != nullptr                              ? ", memory behind the kernel module: every access is a call"
+                config_.far != nullptr ? ", memory behind the kernel module: every access is a call"
                 : parts_->shared.fast_path || config_.deterministic ? ""
                                                                     : ", no membarrier: every access is slow",
                 config_.link.enabled ? ", modelled link" : "");

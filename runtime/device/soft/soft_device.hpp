@@ -98,7 +98,7 @@ struct SoftDeviceConfig {
   SoftLink link;
   SoftInjection inject;
   std::shared_ptr<SoftPeers> peers;  // may be null: no other devices
-  FarMemory* far = nullptr;          // not null: frames are numbers, this serves accesses. Outlives the device. No peers
+  FarMemory* far = nullptr;  // not null: frames are numbers, this serves accesses. Outlives the device. No peers
 };
 
 struct SoftDeviceParts;

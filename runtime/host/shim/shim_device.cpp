@@ -26,9 +26,7 @@ constexpr unsigned k_lost_races = 16;   // in one access(), each a second long, 
 
 std::uint64_t number(const void* p) { return reinterpret_cast<std::uintptr_t>(p); }
 
-std::uint64_t load(const __u64& word) {
-  return __atomic_load_n(&word, __ATOMIC_ACQUIRE);
-}
+std::uint64_t load(const __u64& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
 
 void fill(hmmrt_shim_access* out, const FarAccess& a) {
   *out = {};
@@ -179,8 +177,8 @@ void ShimDevice::retry(FarAccess& a, unsigned* lost) const noexcept {
 bool ShimDevice::next(hmmrt_shim_event* out) noexcept {
   const std::uint64_t tail = __atomic_load_n(&ring_->tail, __ATOMIC_RELAXED);
   if (load(ring_->head) == tail) return false;
-  const auto* events = reinterpret_cast<const hmmrt_shim_event*>(reinterpret_cast<const std::byte*>(ring_) +
-                                                                 ring_->events_off);
+  const auto* events =
+      reinterpret_cast<const hmmrt_shim_event*>(reinterpret_cast<const std::byte*>(ring_) + ring_->events_off);
   *out = events[tail & ring_->mask];
   __atomic_store_n(&ring_->tail, tail + 1, __ATOMIC_RELEASE);
   return true;

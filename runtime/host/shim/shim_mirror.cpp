@@ -92,7 +92,8 @@ Status ShimMirror::attach(std::uintptr_t addr, std::size_t bytes) {
     }
     if (area.file || area.shared) {
       return fail(HMMRT_ERROR_NOT_ANONYMOUS,
-                  "the mapping at %#zx is a file, shared or hugetlb mapping, which cannot move; use it unregistered", at);
+                  "the mapping at %#zx is a file, shared or hugetlb mapping, which cannot move; use it unregistered",
+                  at);
     }
     if (area.rights() != Rights::write) {
       return fail(HMMRT_ERROR_INVALID_VALUE, "the mapping at %#zx must be readable and writable", at);

@@ -79,7 +79,7 @@ class ShimMirror final : public HostMirror {
   HostMirrorInfo info_;
   std::vector<std::unique_ptr<shim::ShimDevice>> devices_;
   ProcMaps maps_;
-  int interrupt_;  // eventfd
+  int interrupt_;                                       // eventfd
   std::vector<std::atomic<std::uint64_t>> dealt_with_;  // by device: events fetched before the current round
 };
 

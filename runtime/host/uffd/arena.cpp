@@ -63,26 +63,32 @@ void Arena::follow(const Arena& from) {
   armed_.store(from.armed(), std::memory_order_release);  // the kernel has moved its watch along
 }
 
-int Arena::watch(const Uffd& managed, const ProcMaps& maps, std::uint64_t modes) const {
-  int error = managed.watch(begin_, bytes_, modes);
-  if (error == 0) return 0;
-  // The application has unmapped part of it: watch what is left.
-  Area area;
-  for (std::uintptr_t at = begin_; at < begin_ + bytes_ && maps.next(at, &area); at = area.end) {
-    const std::uintptr_t from = std::max(at, area.begin);
-    const std::uintptr_t to = std::min(area.end, begin_ + bytes_);
-    if (from < to && !area.file && !area.shared && managed.watch(from, to - from, modes) == 0) error = 0;
+int Arena::watch(const RangeTable& ranges, const Uffd& managed, const ProcMaps& maps, std::uint64_t modes) const {
+  std::uintptr_t from = 0;
+  std::uintptr_t to = 0;
+  int result = 0;
+  for (std::uintptr_t at = begin_; ranges.next_solid(at, begin_ + bytes_, &from, &to); at = to) {
+    int error = managed.watch(from, to - from, modes);
+    // Else the application is unmapping part of it just now: watch what is left.
+    Area area;
+    for (std::uintptr_t inner = from; error != 0 && inner < to && maps.next(inner, &area); inner = area.end) {
+      const std::uintptr_t begin = std::max(inner, area.begin);
+      const std::uintptr_t end = std::min(area.end, to);
+      if (begin >= end || area.file || area.shared) continue;
+      if (managed.watch(begin, end - begin, modes) == 0) error = 0;
+    }
+    if (error != 0) result = error;
   }
-  return error;
+  return result;
 }
 
 // In both: acquire pairs with the release below: whoever sees the flag runs after the kernel did it.
-int Arena::arm(const Uffd& managed, const ProcMaps& maps) {
+int Arena::arm(const RangeTable& ranges, const Uffd& managed, const ProcMaps& maps) {
   if (armed()) return 0;
   const std::lock_guard lock(arming_);
   if (armed()) return 0;
   const bool protects = uffd_ != nullptr || protectable();
-  int error = watch(managed, maps, UFFDIO_REGISTER_MODE_MISSING | (protects ? UFFDIO_REGISTER_MODE_WP : 0));
+  int error = watch(ranges, managed, maps, UFFDIO_REGISTER_MODE_MISSING | (protects ? UFFDIO_REGISTER_MODE_WP : 0));
   if (error == 0 && uffd_ != nullptr) error = split_huge_zeros(managed, maps);
   if (error != 0) return error;
   protectable_.store(protects, std::memory_order_release);
@@ -90,12 +96,12 @@ int Arena::arm(const Uffd& managed, const ProcMaps& maps) {
   return 0;
 }
 
-int Arena::make_protectable(const Uffd& managed, const ProcMaps& maps) {
+int Arena::make_protectable(const RangeTable& ranges, const Uffd& managed, const ProcMaps& maps) {
   if (protectable()) return 0;
   const std::lock_guard lock(arming_);
   if (protectable()) return 0;
   if (armed()) {  // otherwise it is, as attached, and arming will keep it so
-    const int error = watch(managed, maps, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+    const int error = watch(ranges, managed, maps, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
     if (error != 0) return error;
   }
   protectable_.store(true, std::memory_order_release);
@@ -143,6 +149,7 @@ bool RangeTable::insert(std::uintptr_t begin, std::size_t bytes, std::shared_ptr
                              [](std::uintptr_t a, const Piece& p) { return a < p.end; });
   if (at != pieces_.end() && at->begin < begin + bytes) return false;
   pieces_.insert(at, Piece{begin, begin + bytes, std::move(arena)});
+  holes_.reserve(64);
   return true;
 }
 
@@ -169,7 +176,47 @@ void RangeTable::erase(std::uintptr_t begin, std::size_t bytes) {
       dead.push_back(std::move(piece.arena));
     }
     pieces_.swap(kept);
+    fill_holes(begin, end);
   }
+}
+
+void RangeTable::fill_holes(std::uintptr_t begin, std::uintptr_t end) {
+  std::vector<Hole> kept;
+  for (const Hole& hole : holes_) {
+    if (hole.begin < begin) kept.push_back({hole.begin, std::min(hole.end, begin)});
+    if (hole.end > end) kept.push_back({std::max(hole.begin, end), hole.end});
+  }
+  if (!holes_.empty()) holes_.assign(kept.begin(), kept.end());
+}
+
+void RangeTable::note_hole(std::uintptr_t begin, std::uintptr_t end) {
+  const std::unique_lock lock(mutex_);
+  const auto piece = std::upper_bound(pieces_.begin(), pieces_.end(), begin,
+                                      [](std::uintptr_t a, const Piece& p) { return a < p.end; });
+  if (piece == pieces_.end() || piece->begin >= end) return;
+  auto first =
+      std::lower_bound(holes_.begin(), holes_.end(), begin, [](const Hole& h, std::uintptr_t a) { return h.end < a; });
+  auto last = first;
+  for (; last != holes_.end() && last->begin <= end; ++last) {
+    begin = std::min(begin, last->begin);
+    end = std::max(end, last->end);
+  }
+  if (first == last) {
+    holes_.insert(first, Hole{begin, end});
+  } else {
+    *first = {begin, end};
+    holes_.erase(first + 1, last);
+  }
+}
+
+bool RangeTable::next_solid(std::uintptr_t at, std::uintptr_t end, std::uintptr_t* from, std::uintptr_t* to) const {
+  const std::shared_lock lock(mutex_);
+  auto hole =
+      std::upper_bound(holes_.begin(), holes_.end(), at, [](std::uintptr_t a, const Hole& h) { return a < h.end; });
+  while (hole != holes_.end() && hole->begin <= at) at = (hole++)->end;
+  *from = at;
+  *to = hole != holes_.end() ? std::min(hole->begin, end) : end;
+  return at < end;
 }
 
 Arena* RangeTable::next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr_t* end) const {
@@ -184,7 +231,7 @@ Arena* RangeTable::next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr
 
 std::uint64_t RangeTable::metadata_bytes() const {
   const std::shared_lock lock(mutex_);
-  std::uint64_t bytes = sizeof(RangeTable) + pieces_.capacity() * sizeof(Piece);
+  std::uint64_t bytes = sizeof(RangeTable) + pieces_.capacity() * sizeof(Piece) + holes_.capacity() * sizeof(Hole);
   for (const Piece& piece : pieces_) bytes += piece.arena->metadata_bytes();  // an arena in two pieces counts twice
   return bytes;
 }

@@ -44,6 +44,8 @@ struct alignas(64) BlockState {
   bool large_verified = false;  // `large` was compared with the kernel since the block was last moved out whole
 };
 
+class RangeTable;
+
 class Arena {
  public:
   // Reserves staging for [begin, begin + bytes). `exec`: give staging the same rights as the range, or no page can
@@ -65,10 +67,10 @@ class Arena {
   // Move path: from then on, too, no block is mapped by the kernel's huge zero page, which is what a block that was read
   // before it was ever written gets. While that is split or replaced the page table is empty for as long as a TLB
   // shootdown takes, and both UFFDIO_MOVE and pagemap, which look without the lock, would say that nothing is there.
-  int arm(const Uffd& managed, const ProcMaps& maps);
+  int arm(const RangeTable& ranges, const Uffd& managed, const ProcMaps& maps);
   // From now on pages of the range can be write-protected. Idempotent. Returns errno. On the fallback path arming alone
   // gives that up: with it, what withdraw_by_remap() leaves in staging costs 55 us to unwatch, or an event to drop.
-  int make_protectable(const Uffd& managed, const ProcMaps& maps);
+  int make_protectable(const RangeTable& ranges, const Uffd& managed, const ProcMaps& maps);
   bool protectable() const { return protectable_.load(std::memory_order_acquire); }
   // The pages of `from` are here now, watched as they were (mremap). Registering would be wrong: by now somebody else's
   // memory may be at these addresses.
@@ -83,7 +85,7 @@ class Arena {
  private:
   Arena() = default;
   int split_huge_zeros(const Uffd& managed, const ProcMaps& maps) const;
-  int watch(const Uffd& managed, const ProcMaps& maps, std::uint64_t modes) const;
+  int watch(const RangeTable& ranges, const Uffd& managed, const ProcMaps& maps, std::uint64_t modes) const;
 
   const Uffd* uffd_ = nullptr;  // that watches staging
   std::uintptr_t zeros_ = 0;
@@ -108,15 +110,25 @@ class RangeTable {
   // The first attached piece that ends above `addr`: [*begin, *end). Null when none. The arena stays alive as long as
   // a page of the piece is claimed (contract of detach).
   Arena* next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr_t* end) const;
+  // The application has unmapped (or moved away) [begin, end): whatever is mapped there now is not ours to watch.
+  void note_hole(std::uintptr_t begin, std::uintptr_t end);
+  // The first part of [at, end) that is no hole: *from to *to. False when there is none.
+  bool next_solid(std::uintptr_t at, std::uintptr_t end, std::uintptr_t* from, std::uintptr_t* to) const;
   std::uint64_t metadata_bytes() const;
 
  private:
+  struct Hole {
+    std::uintptr_t begin, end;
+  };
+  void fill_holes(std::uintptr_t begin, std::uintptr_t end);
+
   struct Piece {
     std::uintptr_t begin, end;
     std::shared_ptr<Arena> arena;
   };
   mutable std::shared_mutex mutex_;
   std::vector<Piece> pieces_;  // sorted, disjoint
+  std::vector<Hole> holes_;    // sorted, disjoint, inside pieces
 };
 
 }  // namespace hmmrt::uffd

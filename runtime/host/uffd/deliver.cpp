@@ -182,7 +182,7 @@ void UffdMirror::plan_delivery(Transfer& t) {
   PageMask landed;
   const PageMask orphans = for_each_part(t.base, t.pages, [&](Part part) {
     uffd::BlockState& s = part.state;
-    if (t.duplicate && part.arena.make_protectable(managed_, maps_) != 0) {
+    if (t.duplicate && part.arena.make_protectable(ranges_, managed_, maps_) != 0) {
       t.outcome.busy |= part.pages;
       return;
     }

@@ -79,6 +79,7 @@ std::size_t UffdMirror::translate(const uffd_msg* messages, std::size_t count, s
         e.bytes = m.arg.remove.end - m.arg.remove.start;
         break;
       case UFFD_EVENT_UNMAP:
+        ranges_.note_hole(m.arg.remove.start, m.arg.remove.end);
         e.kind = HostEventKind::unmap;
         e.addr = m.arg.remove.start;
         e.bytes = m.arg.remove.end - m.arg.remove.start;
@@ -86,6 +87,7 @@ std::size_t UffdMirror::translate(const uffd_msg* messages, std::size_t count, s
       case UFFD_EVENT_REMAP:
         // A block's way into staging (withdraw_by_remap). The application cannot mremap to there.
         if (own_.matches_removal(m.arg.remap.to, m.arg.remap.to + m.arg.remap.len, maps_)) continue;
+        ranges_.note_hole(m.arg.remap.from, m.arg.remap.from + m.arg.remap.len);
         e.kind = HostEventKind::remap;
         e.addr = m.arg.remap.from;
         e.to = m.arg.remap.to;

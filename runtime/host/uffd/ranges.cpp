@@ -10,8 +10,6 @@
 
 namespace hmmrt {
 
-
-
 namespace {
 
 void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
@@ -22,11 +20,10 @@ void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLIN
 // it; the event that causes it is read by another thread, which waits for nothing of ours.
 bool UffdMirror::unprotect_watched(const Arena& arena, std::uintptr_t addr, std::size_t bytes) const {
   int error = EAGAIN;
-  if (arena.protectable() || !arena.armed()) {
-    while (error == EAGAIN) error = managed_.write_protect(addr, bytes, false);
-    return error == 0;
-  }
-  // Nothing to clear; the kernel says who watches to whoever tries to fill a page, which is zeros now or there already.
+  while (error == EAGAIN) error = managed_.write_protect(addr, bytes, false);
+  if (error != ENOENT || !arena.armed() || arena.protectable()) return error == 0;
+  // Nothing to clear, or not watched: the kernel tells whoever tries to fill a page, which is zeros now or there already.
+  error = EAGAIN;
   while (error == EAGAIN) error = managed_.copy(addr, zeros_, k_page_size, false).error;
   return error == 0 || error == EEXIST;
 }
@@ -56,7 +53,15 @@ std::byte* UffdMirror::allocate(std::size_t bytes) {
     (void)fail(HMMRT_ERROR_INVALID_VALUE, "allocation of %zu bytes: must be a positive multiple of 2 MiB", bytes);
     return nullptr;
   }
-  const std::uintptr_t addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
+  // The kernel may offer a hole that the application has unmapped in a range of ours: never taken, kept until another
+  // place was found.
+  std::vector<std::uintptr_t> refused;
+  std::uintptr_t addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
+  while (addr != 0 && ranges_.overlaps(addr, bytes)) {
+    refused.push_back(addr);
+    addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
+  }
+  for (const std::uintptr_t hole : refused) munmap(pointer(hole), bytes);
   if (addr == 0) {
     (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
     return nullptr;
@@ -200,17 +205,17 @@ Rights UffdMirror::rights_at(std::uintptr_t addr, std::uintptr_t* end, bool* map
 }
 
 int UffdMirror::protect(Arena& arena, std::uintptr_t addr, std::size_t bytes, bool on) const {
-  if (!on && arena.armed() && !arena.protectable()) return 0;  // nothing of it is
-  if (on && arena.make_protectable(managed_, maps_) != 0) return EAGAIN;
+  if (on && arena.make_protectable(ranges_, managed_, maps_) != 0) return EAGAIN;
   int error = managed_.write_protect(addr, bytes, on);
   if (error != ENOENT) return error;
+  const bool refuses = arena.armed() && !arena.protectable();  // where nothing was ever protected
   Area area;
   for (std::uintptr_t at = addr; at < addr + bytes && maps_.next(at, &area); at = area.end) {
     const std::uintptr_t from = std::max(at, area.begin);
     const std::uintptr_t to = std::min(area.end, addr + bytes);
     if (from >= to) break;
     const int part = managed_.write_protect(from, to - from, on);
-    if (part == 0) error = 0;
+    if (part == 0 || (part == ENOENT && !on && refuses)) error = 0;
   }
   return error;
 }

@@ -57,7 +57,7 @@ PageOutcome UffdMirror::write_protect(std::uintptr_t base, const PageMask& pages
       });
       return;
     }
-    if (part.arena.arm(managed_, maps_) != 0) {
+    if (part.arena.arm(ranges_, managed_, maps_) != 0) {
       out.busy |= part.pages;
       return;
     }
@@ -148,7 +148,7 @@ PageOutcome UffdMirror::make_exclusive(std::uintptr_t base, const PageMask& page
   PageOutcome out;
   PageMask by_copy;
   out.gone |= for_each_part(base, pages, [&](Part part) {
-    if (part.arena.arm(managed_, maps_) != 0) {
+    if (part.arena.arm(ranges_, managed_, maps_) != 0) {
       out.busy |= part.pages;
       return;
     }

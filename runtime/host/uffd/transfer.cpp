@@ -86,7 +86,7 @@ void UffdMirror::prepare(Transfer& t) {
   }
   PageMask by_copy;
   const PageMask orphans = for_each_part(t.base, t.pages, [&](Part part) {
-    if (part.arena.arm(managed_, maps_) != 0) {
+    if (part.arena.arm(ranges_, managed_, maps_) != 0) {
       t.outcome.busy |= part.pages;
       return;
     }

@@ -28,8 +28,8 @@
 #include <memory>
 
 #include "host/host_mirror.hpp"
-#include "host/uffd/arena.hpp"
 #include "host/maps.hpp"
+#include "host/uffd/arena.hpp"
 #include "host/uffd/own_work.hpp"
 #include "host/uffd/page_reader.hpp"
 #include "host/uffd/probe.hpp"

@@ -211,7 +211,7 @@ PageMask UffdMirror::settle(Part part) {
 }
 
 void UffdMirror::withdraw_by_copy(Part part, PageOutcome& out, PageMask& by_copy) {
-  if (part.arena.make_protectable(managed_, maps_) != 0) {
+  if (part.arena.make_protectable(ranges_, managed_, maps_) != 0) {
     out.busy |= part.pages;
     return;
   }
