@@ -48,7 +48,8 @@ Status pages_of(const char* function, Context& c, const void* ptr, std::size_t b
                 "hmmrt_register it",
                 function, addr);
   }
-  if (addr + bytes > begin + length) {
+  // Adjoining registrations, as mremap may leave them, are as good as one.
+  if (addr + bytes > begin + length && !c.registered(out->addr, out->bytes)) {
     return fail(HMMRT_ERROR_NOT_MANAGED, "%s: [%#zx, +%zu) goes %zu bytes past the managed range [%#zx, +%zu)",
                 function, addr, bytes, addr + bytes - begin - length, begin, length);
   }

@@ -442,6 +442,18 @@ bool Context::find_range(std::uintptr_t addr, std::uintptr_t* begin, std::size_t
   });
 }
 
+bool Context::registered(std::uintptr_t addr, std::size_t bytes) {
+  for (const std::uintptr_t end = addr + bytes; addr < end;) {
+    std::uintptr_t next = addr;
+    with_range(addr, [&](const Range& range) {
+      if (range.registered) next = range.end();
+    });
+    if (next == addr) return false;
+    addr = next;
+  }
+  return true;
+}
+
 void Context::for_each_claimed(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, Block&, const PageMask&),
                                void* arg) {
   space_.for_each_block(addr, bytes, [&](Block& block, const PageMask& pages) {

@@ -74,6 +74,8 @@ class Context final : public HandleObject, private HeapBackend {
   bool watches(std::uintptr_t addr, std::size_t bytes);
   // The allocation or registration that contains `addr`; false when none.
   bool find_range(std::uintptr_t addr, std::uintptr_t* begin, std::size_t* bytes);
+  // All of [addr, addr + bytes) belongs to registrations.
+  bool registered(std::uintptr_t addr, std::size_t bytes);
   // Where pointers need no registration: makes [addr, addr + bytes), whole pages, manageable and returns 0, or the first
   // address of it where nothing is mapped. Elsewhere: addr.
   std::uintptr_t adopt(std::uintptr_t addr, std::size_t bytes);

@@ -273,8 +273,7 @@ bool FaultService::serve_remaps() {
         [](void* self) {
           auto& service = *static_cast<FaultService*>(self);
           const std::lock_guard guard(service.remaps_lock_);
-          service.notice_late(service.remaps_.front());
-          service.remaps_.erase(service.remaps_.begin());
+          service.follow_front();
         },
         this);
     house_.unsettled.fetch_sub(1, std::memory_order_release);

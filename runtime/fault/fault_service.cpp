@@ -24,6 +24,7 @@ FaultService::FaultService(House& house, Doorbell& doorbell, const FaultServiceC
   host_retrying_.reserve(1024);
   remaps_.reserve(64);
   late_.reserve(64);
+  parts_.reserve(64);
   noticed_.reserve(4096);
   house.while_stalled = &FaultService::while_stalled;
   house.stalled_argument = this;

@@ -92,6 +92,15 @@ class FaultService {
   struct Remap {
     std::uintptr_t from, to;
     std::size_t bytes;
+    std::uint64_t number;
+  };
+  struct Part {
+    std::uintptr_t begin, end;
+  };
+  struct Late {  // a removal that happened after the remap of this number, to pages that it brings
+    std::uintptr_t begin, end;
+    bool unmapped;
+    std::uint64_t remap;
   };
   static constexpr std::size_t k_read_at_once = 64;
 
@@ -99,10 +108,13 @@ class FaultService {
   bool serve_access_counts(Processor p);
   bool serve_later();
   bool serve_remaps();
-  // The mremap not yet followed that moved away, or brought, `addr`; bytes 0 when none.
-  // remaps_lock_ held. Notices what came late about the new addresses of `remap`, whose blocks are claimed.
-  void notice_late(const Remap& remap);
-  Remap pending_remap(std::uintptr_t addr, bool brought) const;
+  // The oldest remap has been followed, and its blocks are still claimed: forgets it, and tells the blocks of what came late.
+  // remaps_lock_ held.
+  void follow_front();
+  // Pages of the block whose address a remap that is still to be followed empties or fills.
+  PageMask remapping(std::uintptr_t base) const;
+  // Tells the blocks of what an event removed, or, where a remap is still to be followed, remembers it until then.
+  void notice_removal(const HostEvent& event);
   void end_pin(std::uintptr_t base, const PageMask& pages);
   void later(Processor p, std::uintptr_t base, const PageMask& pages, std::uint64_t due_ns, bool unpin = false);
   void cancel_launches(Processor p, std::uintptr_t base, const PageMask& pages, hmmrt_result_t result);
@@ -140,8 +152,10 @@ class FaultService {
   Word serving_{0};           // odd while faults are being served
   bool interrupted_ = false;  // the latest round began without an event
   mutable SpinLock remaps_lock_;
-  std::vector<Remap> remaps_;    // oldest first
-  std::vector<HostEvent> late_;  // removals at addresses that a remap still waiting will bring pages to
+  std::vector<Remap> remaps_;  // oldest first
+  std::uint64_t remap_count_ = 0;
+  std::vector<Late> late_;
+  std::vector<Part> parts_;      // scratch of notice_removal()
   std::vector<Block*> noticed_;  // blocks with fresh notices
   std::atomic<std::thread::id> event_thread_;
 

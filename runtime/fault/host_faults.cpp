@@ -23,11 +23,15 @@ class FaultService::HostJobs final : public Jobs {
   bool plan(std::size_t i, Work& work) override {
     House& house = service_.house_;
     BatchGroup& g = service_.host_batch_->group(i);
-    const PageMask faulted = g.faults.pages();
-    if (service_.pending_remap(g.base + faulted.next(0) * k_page_size, true).bytes != 0) {
-      service_.keep(g, faulted, house.clock.now_ns() + k_retry_ns);
-      return false;
+    const PageMask remapping = g.faults.pages() & service_.remapping(g.base);
+    if (remapping.any()) {
+      service_.keep(g, remapping, house.clock.now_ns() + k_retry_ns);
+      for (PageMask* mask : {&g.faults.read, &g.faults.write, &g.faults.atomic, &g.protected_write}) {
+        *mask = *mask - remapping;
+      }
     }
+    const PageMask faulted = g.faults.pages();
+    if (faulted.none()) return false;
     Block* block = house.space.find(g.base);
     if (block == nullptr) {  // inside an arena, but never allocated
       house.host.populate(g.base, faulted);
@@ -136,13 +140,50 @@ void FaultService::keep(const BatchGroup& group, const PageMask& pages, std::uin
   host_pending_.push_back({due_ns, kept});
 }
 
-FaultService::Remap FaultService::pending_remap(std::uintptr_t addr, bool brought) const {
+PageMask FaultService::remapping(std::uintptr_t base) const {
+  PageMask pages;
   const std::lock_guard guard(remaps_lock_);
   for (const Remap& r : remaps_) {
-    const std::uintptr_t begin = brought ? r.to : r.from;
-    if (addr >= begin && addr < begin + r.bytes) return r;
+    for (const std::uintptr_t begin : {r.from, r.to}) {
+      const std::uintptr_t from = std::max(begin, base);
+      const std::uintptr_t to = std::min(begin + r.bytes, base + k_block_size);
+      if (from < to) pages |= PageMask::range(page_in_block(from), static_cast<unsigned>((to - from) >> k_page_shift));
+    }
   }
-  return {};
+  return pages;
+}
+
+// An address stands for what the latest remap brought there; what the latest took away from there is not ours, and what
+// mremap itself reports as unmapped is on its way.
+void FaultService::notice_removal(const HostEvent& e) {
+  parts_.assign(1, Part{e.addr, e.addr + e.bytes});
+  const auto take_out = [&](std::uintptr_t begin, std::uintptr_t end, auto&& found) {
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const Part part = parts_[i];
+      const Part both{std::max(part.begin, begin), std::min(part.end, end)};
+      if (both.begin >= both.end) continue;
+      found(both);
+      parts_[i].end = both.begin;
+      if (part.end > both.end) parts_.push_back({both.end, part.end});
+    }
+  };
+  const bool unmapped = e.kind == HostEventKind::unmap;
+  {
+    const std::lock_guard guard(remaps_lock_);
+    for (auto r = remaps_.rbegin(); r != remaps_.rend(); ++r) {
+      take_out(r->to, r->to + r->bytes, [&](const Part& part) {
+        late_.push_back({part.begin, part.end, unmapped, r->number});
+      });
+      take_out(r->from, r->from + r->bytes, [](const Part&) {});
+    }
+  }
+  for (const Part& part : parts_) {
+    if (part.begin >= part.end) continue;
+    house_.space.for_each_block(part.begin, part.end - part.begin, [&](Block& block, const PageMask& pages) {
+      notice(house_, block, pages, unmapped);
+      noticed_.push_back(&block);
+    });
+  }
 }
 
 // Reads what the host has to say: faults into events_, mapping changes into the blocks they concern.
@@ -162,41 +203,31 @@ bool FaultService::read_events() {
       house_.unsettled.fetch_add(1, std::memory_order_relaxed);
       {
         const std::lock_guard guard(remaps_lock_);
-        remaps_.push_back({e.addr, e.to, e.bytes});
+        remaps_.push_back({e.addr, e.to, e.bytes, ++remap_count_});
+        mark_leaving(house_, e.addr, e.bytes, true);
       }
       doorbell_.ring();
       continue;
     }
-    // mremap also reports the old addresses as unmapped; their pages are on their way.
-    if (e.kind == HostEventKind::unmap && pending_remap(e.addr, false).bytes != 0) continue;
-    {
-      const std::lock_guard guard(remaps_lock_);
-      for (const Remap& r : remaps_) {
-        if (e.addr >= r.to + r.bytes || r.to >= e.addr + e.bytes) continue;
-        late_.push_back(e);
-        break;
-      }
-    }
-    house_.space.for_each_block(e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
-      notice(house_, block, pages, e.kind == HostEventKind::unmap);
-      noticed_.push_back(&block);
-    });
+    notice_removal(e);
   }
   event_count_ = kept;
   house_.gate.end_reading();
   return n != 0;
 }
 
-void FaultService::notice_late(const Remap& remap) {
-  for (const HostEvent& e : late_) {
-    const std::uintptr_t from = std::max(e.addr, remap.to);
-    const std::uintptr_t to = std::min(e.addr + e.bytes, remap.to + remap.bytes);
-    if (from >= to) continue;
-    house_.space.for_each_block(from, to - from, [&](Block& block, const PageMask& pages) {
-      notice(house_, block, pages, e.kind == HostEventKind::unmap);
+void FaultService::follow_front() {
+  const Remap remap = remaps_.front();
+  remaps_.erase(remaps_.begin());
+  mark_leaving(house_, remap.from, remap.bytes, false);
+  for (const Remap& r : remaps_) mark_leaving(house_, r.from, r.bytes, true);
+  for (const Late& late : late_) {
+    if (late.remap != remap.number) continue;
+    house_.space.for_each_block(late.begin, late.end - late.begin, [&](Block& block, const PageMask& pages) {
+      notice(house_, block, pages, late.unmapped);
     });
   }
-  if (remaps_.size() == 1) late_.clear();
+  std::erase_if(late_, [&](const Late& late) { return late.remap == remap.number; });
 }
 
 // Called from a quiesce that takes long. On the event thread: reads on, and serves what needs no claim, because the
@@ -206,9 +237,10 @@ void FaultService::while_stalled(void* self) {
   auto& service = *static_cast<FaultService*>(self);
   if (std::this_thread::get_id() != service.event_thread_.load(std::memory_order_relaxed)) return;
   service.read_events();
-  const auto serve = [&](std::uintptr_t base, const PageMask& missing) {
+  const auto serve = [&](std::uintptr_t base, const PageMask& faulted) {
     Block* block = service.house_.space.find(base);
     if (block == nullptr) return;
+    const PageMask missing = faulted - service.remapping(block->base);
     const std::lock_guard guard(block->state_lock);
     (missing & block->on_cpu).for_each([&](unsigned page) {
       service.house_.host.populate_unclaimed(block->base + page * k_page_size);

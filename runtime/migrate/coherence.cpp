@@ -81,7 +81,19 @@ void remove_translations(House& house, Block& block, Choose&& choose) {
 
 PageMask still_wanted(Block& block, const PageMask& pages) {
   const std::lock_guard guard(block.state_lock);
-  return pages - block.notices.removed - block.notices.unmapped;
+  return pages - block.notices.removed - block.notices.unmapped - block.notices.leaving;
+}
+
+PageMask leaving(Block& block, const PageMask& pages) {
+  const std::lock_guard guard(block.state_lock);
+  return pages & block.notices.leaving;
+}
+
+void mark_leaving(House& house, std::uintptr_t addr, std::size_t bytes, bool on) {
+  house.space.for_each_block(addr, bytes, [&](Block& block, const PageMask& pages) {
+    const std::lock_guard guard(block.state_lock);
+    block.notices.leaving = on ? block.notices.leaving | pages : block.notices.leaving - pages;
+  });
 }
 
 void take_away(House& house, Block& block, const PageMask& pages, Processor keeper) {

@@ -22,6 +22,9 @@ void take_away_for_good(House& house, Block& block, const PageMask& pages);
 // `pages` less those whose contents the application dropped since: these must not be delivered again. Meaningful while a
 // DeliveryGuard is held.
 PageMask still_wanted(Block& block, const PageMask& pages);
+// Those of `pages` whose state waits to follow an mremap: what is at their address by now is something else.
+PageMask leaving(Block& block, const PageMask& pages);
+void mark_leaving(House& house, std::uintptr_t addr, std::size_t bytes, bool on);
 
 // Removes only translations that allow writing.
 void take_write_away(House& house, Block& block, const PageMask& pages);

@@ -56,14 +56,12 @@ void move_page(House& house, Block& from, unsigned old_page, Block& to, unsigned
 
 void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes,
                   void (*before_release)(void*), void* arg) {
-  Range* old_range = house.space.find_range(from);
-  // What was managed at the new addresses is gone: mremap unmapped it.
-  for (Range* r = house.space.find_range(to); r != nullptr && r->addr >= to && r->end() <= to + bytes;
-       r = house.space.find_range(to)) {
-    house.space.retire_range(r);
-  }
+  // What was managed at the new addresses is gone: mremap unmapped it, or something did before.
+  std::vector<Range*> left;
+  house.space.cut(from, bytes, &left);
+  house.space.cut(to, bytes, &left);
   Range* range = nullptr;
-  if (old_range == nullptr || !house.space.add_range(to, bytes, true, &range).ok()) {
+  if (!house.space.add_range(to, bytes, true, &range).ok()) {  // no memory
     before_release(arg);
     return;
   }
@@ -92,7 +90,13 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
   });
   before_release(arg);
   for (Block* block : claimed) release(house, *block);
-  if (old_range->addr == from && old_range->bytes == bytes) house.space.retire_range(old_range);
+  for (Range* rest : left) {
+    house.space.for_each_block(rest->addr, rest->bytes, [&](Block& block, const PageMask& pages) {
+      block.claim();
+      if (block.range != range) block.range = pages.full() ? rest : nullptr;
+      release(house, block);
+    });
+  }
 }
 
 }  // namespace hmmrt

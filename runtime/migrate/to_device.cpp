@@ -12,7 +12,7 @@ void sieve(House& house, Work& w) {
   Block& b = *w.block;
   const PageMask wanted = (w.pages | w.duplicate | w.remote) & b.valid;
   w.forbidden = wanted & (b.no_access | (w.write & b.read_only));
-  const PageMask going = dropping(house, b, wanted);
+  const PageMask going = dropping(house, b, wanted) | leaving(b, wanted);
   w.refused |= going;
   w.pages = w.pages - going;
   w.duplicate = w.duplicate - going;
@@ -218,8 +218,8 @@ void finish_copy_to_device(House& house, Work& w) {
       t->outcome.done = t->outcome.done & wanted;
       t->outcome.not_populated = t->outcome.not_populated & wanted;
       if (wanted.any()) house.host.rollback(*t);
-      const PageMask kept =
-          wanted & t->outcome.busy;  // could not go back just now: ours, in system memory, untranslated
+      // Could not go back just now, or not to this address: ours, in system memory, untranslated.
+      const PageMask kept = (wanted & t->outcome.busy) | leaving(b, taken);
       b.part(w.to)->exclusive |= kept;
       if (t == &w.move) b.set_on_cpu(wanted - kept, true);
     }

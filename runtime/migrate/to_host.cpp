@@ -27,8 +27,10 @@ PageMask deliver(House& house, Work& w, Transfer& t) {
 
 void prepare_to_host(House& house, Work& w) {
   Block& b = *w.block;
-  w.pages = w.pages & b.valid;
-  w.duplicate = (w.duplicate & b.valid) - w.pages;
+  const PageMask going = leaving(b, (w.pages | w.duplicate) & b.valid);
+  w.refused |= going;
+  w.pages = (w.pages & b.valid) - going;
+  w.duplicate = (w.duplicate & b.valid) - w.pages - going;
   for (Processor p = 1; p <= house.device_count; ++p) {  // an exclusive page has no copy to make: it comes home
     if (const DevicePart* part = b.part(p); part != nullptr) w.pages |= w.duplicate & part->exclusive;
   }

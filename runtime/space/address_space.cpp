@@ -80,15 +80,36 @@ Status AddressSpace::add_range(std::uintptr_t addr, std::size_t bytes, bool regi
 
 void AddressSpace::forget_range(Range* range) {
   const std::unique_lock guard(ranges_lock_);
+  const auto it = ranges_.find(range->addr);
+  if (it == ranges_.end() || it->second.get() != range) return;  // cut meanwhile
   managed_bytes_.fetch_sub(range->bytes, std::memory_order_relaxed);
-  ranges_.erase(range->addr);
+  ranges_.erase(it);
 }
 
-void AddressSpace::retire_range(Range* range) {
+void AddressSpace::cut(std::uintptr_t addr, std::size_t bytes, std::vector<Range*>* left) {
+  const std::uintptr_t end = addr + bytes;
   const std::unique_lock guard(ranges_lock_);
-  managed_bytes_.fetch_sub(range->bytes, std::memory_order_relaxed);
-  auto node = ranges_.extract(range->addr);
-  retired_.push_back(std::move(node.mapped()));
+  auto it = ranges_.upper_bound(addr);
+  if (it != ranges_.begin() && std::prev(it)->second->end() > addr) --it;
+  while (it != ranges_.end() && it->first < end) {
+    const Range& old = *it->second;
+    const std::pair<std::uintptr_t, std::uintptr_t> pieces[] = {{old.addr, std::min(old.end(), addr)},
+                                                                {std::max(old.addr, end), old.end()}};
+    managed_bytes_.fetch_sub(old.bytes, std::memory_order_relaxed);
+    const bool registered = old.registered;
+    retired_.push_back(std::move(it->second));
+    it = ranges_.erase(it);
+    for (const auto& [from, to] : pieces) {
+      if (from >= to) continue;
+      auto piece = std::make_unique<Range>();
+      piece->addr = from;
+      piece->bytes = to - from;
+      piece->registered = registered;
+      managed_bytes_.fetch_add(piece->bytes, std::memory_order_relaxed);
+      left->push_back(piece.get());
+      ranges_.emplace(from, std::move(piece));
+    }
+  }
 }
 
 Range* AddressSpace::find_range(std::uintptr_t addr) const {

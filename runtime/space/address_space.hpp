@@ -46,8 +46,10 @@ class AddressSpace {
   Status add_range(std::uintptr_t addr, std::size_t bytes, bool registered, Range** out);
   // Forgets a range none of whose pages is valid any more. The caller makes sure that nobody uses the Range any more.
   void forget_range(Range* range);
-  // The same where it cannot: the Range stays in memory until the space goes (mremap, which is rare).
-  void retire_range(Range* range);
+  // Takes [addr, addr + bytes) out of the ranges, for mremap. What is left of a range that it meets becomes a range of its
+  // own, or two, added to `left`: the caller makes the blocks know. The Range itself stays in memory until the space goes,
+  // because anybody may be using it.
+  void cut(std::uintptr_t addr, std::size_t bytes, std::vector<Range*>* left);
 
   // The range that contains `addr`, or null. Valid until that range is removed.
   Range* find_range(std::uintptr_t addr) const;

@@ -88,6 +88,7 @@ struct BlockAdvice {
 struct Notices {
   PageMask removed;          // the application dropped the contents (madvise)
   PageMask unmapped;         // the application unmapped the pages
+  PageMask leaving;          // mremap has moved the pages; their state follows. Nothing may be done at this address
   bool cpu_waiting = false;  // a CPU fault waits for the claim: tell the event thread at release
   bool any() const { return removed.any() || unmapped.any(); }
 };

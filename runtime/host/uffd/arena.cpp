@@ -67,7 +67,7 @@ int Arena::watch(const RangeTable& ranges, const Uffd& managed, const ProcMaps& 
   std::uintptr_t from = 0;
   std::uintptr_t to = 0;
   int result = 0;
-  for (std::uintptr_t at = begin_; ranges.next_solid(at, begin_ + bytes_, &from, &to); at = to) {
+  for (std::uintptr_t at = begin_; ranges.next_solid(*this, at, &from, &to); at = to) {
     int error = managed.watch(from, to - from, modes);
     // Else the application is unmapping part of it just now: watch what is left.
     Area area;
@@ -209,14 +209,20 @@ void RangeTable::note_hole(std::uintptr_t begin, std::uintptr_t end) {
   }
 }
 
-bool RangeTable::next_solid(std::uintptr_t at, std::uintptr_t end, std::uintptr_t* from, std::uintptr_t* to) const {
+bool RangeTable::next_solid(const Arena& arena, std::uintptr_t at, std::uintptr_t* from, std::uintptr_t* to) const {
   const std::shared_lock lock(mutex_);
-  auto hole =
-      std::upper_bound(holes_.begin(), holes_.end(), at, [](std::uintptr_t a, const Hole& h) { return a < h.end; });
-  while (hole != holes_.end() && hole->begin <= at) at = (hole++)->end;
-  *from = at;
-  *to = hole != holes_.end() ? std::min(hole->begin, end) : end;
-  return at < end;
+  for (const Piece& piece : pieces_) {
+    if (piece.arena.get() != &arena || piece.end <= at) continue;
+    at = std::max(at, piece.begin);
+    auto hole =
+        std::upper_bound(holes_.begin(), holes_.end(), at, [](std::uintptr_t a, const Hole& h) { return a < h.end; });
+    while (hole != holes_.end() && hole->begin <= at) at = (hole++)->end;
+    if (at >= piece.end) continue;
+    *from = at;
+    *to = hole != holes_.end() ? std::min(hole->begin, piece.end) : piece.end;
+    return true;
+  }
+  return false;
 }
 
 Arena* RangeTable::next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr_t* end) const {

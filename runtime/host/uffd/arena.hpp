@@ -112,8 +112,8 @@ class RangeTable {
   Arena* next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr_t* end) const;
   // The application has unmapped (or moved away) [begin, end): whatever is mapped there now is not ours to watch.
   void note_hole(std::uintptr_t begin, std::uintptr_t end);
-  // The first part of [at, end) that is no hole: *from to *to. False when there is none.
-  bool next_solid(std::uintptr_t at, std::uintptr_t end, std::uintptr_t* from, std::uintptr_t* to) const;
+  // The first part from `at` on that still belongs to the arena and is no hole: *from to *to. False when there is none.
+  bool next_solid(const Arena& arena, std::uintptr_t at, std::uintptr_t* from, std::uintptr_t* to) const;
   std::uint64_t metadata_bytes() const;
 
  private:
