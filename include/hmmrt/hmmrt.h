@@ -182,6 +182,8 @@ typedef struct hmmrt_context_info {
   uint32_t write_protect; /* 1: read-only duplicates possible */
   uint32_t move;          /* 1: UFFDIO_MOVE in use */
   uint64_t page_bytes, block_bytes;
+  uint32_t any_pointer; /* 1: memory needs no registration, kernels and hmmrt_prefetch take any pointer */
+  uint32_t reserved;
 } hmmrt_context_info_t;
 /* Says what the context runs on. Nothing in it changes while the context lives. (hipGetDeviceProperties) */
 HMMRT_API hmmrt_result_t hmmrt_context_get_info(hmmrt_context_t context, hmmrt_context_info_t* info);

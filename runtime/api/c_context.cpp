@@ -197,6 +197,7 @@ hmmrt_result_t hmmrt_context_get_info(hmmrt_context_t context, hmmrt_context_inf
     out.move = host.path.rfind("move", 0) == 0 ? 1 : 0;
     out.page_bytes = k_page_size;
     out.block_bytes = k_block_size;
+    out.any_pointer = host.any_pointer ? 1 : 0;
     return write_struct("hmmrt_context_get_info", out, info);
   });
 }
