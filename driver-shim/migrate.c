@@ -181,6 +181,17 @@ void shim_home_range(struct shim_device *dev, struct shim_batch *batch, struct m
 	mmap_read_unlock(mm);
 }
 
+/* The same from a device that is not the caller's. One that ends meanwhile brings its pages home by itself. */
+void shim_home_other(struct shim_device *other, struct shim_batch *batch, struct mm_struct *mm, unsigned long start,
+		     unsigned int n, u8 *status)
+{
+	if (!down_read_trylock(&other->life))
+		return;
+	if (!other->gone)
+		shim_home_range(other, batch, mm, start, n, status);
+	up_read(&other->life);
+}
+
 /* Tells of every run of DONE pages. */
 static void shim_tell_moved(struct shim_mirror *mirror, const u8 *status, unsigned long addr, unsigned int n, u16 src,
 			    u16 dst, u16 reason, u64 cookie)
@@ -230,12 +241,18 @@ static u8 shim_explain(struct shim_device *dev, unsigned long pfn)
 	return folio_maybe_dma_pinned(page_folio(page)) ? HMMRT_SHIM_PINNED : SHIM_UNKNOWN;
 }
 
-/* A mapping that cannot take part at all. */
+/*
+ * A mapping that cannot take part at all. One of them is what KSM may merge: migrate_vma_setup() puts its entry in place
+ * before it asks who else maps the page, and the way back is by the page's reverse map. KSM maps a merged page first and
+ * adds it to the page's reverse map afterwards; an entry made in between would never be found again, and whoever touches
+ * it would wait for a page that is not locked. MADV_MERGEABLE takes mmap_lock for writing, and MADV_UNMERGEABLE undoes
+ * all merging.
+ */
 static u8 shim_vma_status(struct vm_area_struct *vma)
 {
 	if (!(vma->vm_flags & (VM_READ | VM_WRITE | VM_EXEC)))
 		return HMMRT_SHIM_FORBIDDEN;
-	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_SPECIAL | VM_HUGETLB | VM_SHARED))
+	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_SPECIAL | VM_HUGETLB | VM_SHARED | VM_MERGEABLE))
 		return HMMRT_SHIM_UNSUPPORTED;
 	return SHIM_UNKNOWN;
 }
@@ -370,9 +387,12 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
 			     u32 flags, u8 granule)
 {
+	struct rw_semaphore *gate = SHIM_HAVE_EXCLUSIVE && shim_is_coherent(mirror->dev) ? shim_gate(mirror->mm) : NULL;
 	unsigned int i, run;
 	int err = 0;
 
+	if (gate)
+		down_read(gate);
 	mmap_read_lock(mirror->mm);
 	for (i = 0; i < n; i += run) {
 		unsigned long at = addr + ((unsigned long)i << PAGE_SHIFT);
@@ -396,6 +416,8 @@ static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batc
 		err = err ? : e;
 	}
 	mmap_read_unlock(mirror->mm);
+	if (gate)
+		up_read(gate);
 	return err;
 }
 
@@ -429,12 +451,7 @@ static int shim_to_dev_clear_way(struct shim_mirror *mirror, struct shim_batch *
 	up_read(&span->lock);
 
 	if (other) {
-		/* A device that ends meanwhile brings its pages home by itself. */
-		if (down_read_trylock(&other->life)) {
-			if (!other->gone)
-				shim_home_range(other, batch, mirror->mm, addr, n, scratch);
-			up_read(&other->life);
-		}
+		shim_home_other(other, batch, mirror->mm, addr, n, scratch);
 		kref_put(&other->ref, shim_device_release);
 	}
 	for (i = 0; i < n; i += run) {

@@ -20,7 +20,8 @@
  *   shim_device.life        read: every ioctl; write: the end of the device; another device's by trylock only
  *   shim_file.bind_lock     BIND happens once
  *   shim_device.bind_lock   mirrors come and go
- *   shim_devices_lock       the list of devices; held by EXCLUSIVE while coherent pages go home
+ *   shim_devices_lock       the list of devices
+ *   shim_gate()             of an mm: read: TO_DEV to coherent memory; written: EXCLUSIVE
  *   mmap_lock, folio locks  the kernel's
  *   mmu notifiers           the kernel's
  *   shim_mirror.grow        spans and leaves come (never under mmap_lock)
@@ -305,6 +306,10 @@ void shim_home_vma(struct shim_device *dev, struct shim_batch *batch, struct vm_
 		   unsigned int n, u8 *status);
 void shim_home_range(struct shim_device *dev, struct shim_batch *batch, struct mm_struct *mm, unsigned long start,
 		     unsigned int n, u8 *status);
+void shim_home_other(struct shim_device *other, struct shim_batch *batch, struct mm_struct *mm, unsigned long start,
+		     unsigned int n, u8 *status);
+void shim_gates_init(void);
+struct rw_semaphore *shim_gate(struct mm_struct *mm);
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr);
 vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf);
 void shim_mover_wait(struct shim_device *dev);
