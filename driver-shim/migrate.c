@@ -10,8 +10,10 @@
  * New entries come afterwards, from a walk checked against the notifier's sequence like any other: installing them in
  * between would race with MADV_DONTNEED, which also holds mmap_lock for reading.
  */
+#include <linux/delay.h>
 #include <linux/highmem.h>
 #include <linux/pagemap.h>
+#include <linux/sched/rt.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -77,7 +79,7 @@ static void shim_clear_page(struct page *page)
 
 /*
  * Gives every migrating page of dev in src[0..n) a new system page, locked, with its contents. pages: n slots of room.
- * `must`: index of the page that matters most (a CPU fault's), or n; only for it does the allocator try hard.
+ * `must`: index of the page that matters most (a CPU fault's), or n; for it alone the OOM killer may be called.
  * Returns how many got one; dst of the others is 0.
  */
 static unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, unsigned long *dst, struct page **pages,
@@ -85,7 +87,7 @@ static unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, 
 {
 	const gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
 	unsigned int i, want = 0, got = 0, used = 0;
-	gfp_t bulk = must < n ? gfp | __GFP_NORETRY : gfp;
+	gfp_t bulk = gfp | (must < n ? __GFP_NORETRY : __GFP_RETRY_MAYFAIL);
 
 	memset(dst, 0, n * sizeof(*dst));
 	for (i = 0; i < n; i++)
@@ -102,7 +104,7 @@ static unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, 
 			got = now;
 		}
 		if (!got) {
-			pages[0] = alloc_page(gfp);
+			pages[0] = alloc_page(must < n ? gfp : bulk);
 			got = !!pages[0];
 		}
 	}
@@ -295,7 +297,7 @@ int shim_to_sys_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 		if (batch->status[i] != SHIM_UNKNOWN)
 			continue;
 		if (IS_ERR(span)) {
-			batch->status[i] = HMMRT_SHIM_BUSY;
+			batch->status[i] = PTR_ERR(span) == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_BUSY;
 		} else if (batch->pfns[i] & HMM_PFN_ERROR) {
 			batch->status[i] = HMMRT_SHIM_GONE;
 		} else if (shim_explain(dev, batch->pfns[i]) == HMMRT_SHIM_ALREADY) {
@@ -585,7 +587,14 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 	};
 
 	if (test_and_set_bit_lock(0, &frame->moving)) {
-		cpu_relax();
+		/*
+		 * One that the mover cannot preempt would come back for ever: it lets go of the processor, for less than
+		 * the mover waits for its reference.
+		 */
+		if (rt_task(current))
+			usleep_range(20, 50);
+		else
+			cpu_relax();
 		return 0;
 	}
 	if (order > SHIM_SMALL_ORDER) {
