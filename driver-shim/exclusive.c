@@ -197,7 +197,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 	int err;
 
 	if (IS_ERR(span)) {
-		memset(status, HMMRT_SHIM_NO_MEMORY, n);
+		memset(status, PTR_ERR(span) == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_NO_MEMORY, n);
 		return 0;
 	}
 	shim_coherent_home(mirror, batch, addr, n);
