@@ -24,7 +24,8 @@
 /*
  * Never on a coherent page, whose device may be evicted meanwhile: the reverse map takes an exclusive entry for one of
  * migration, and eviction would leave a reference behind that no one drops. So while EXCLUSIVE looks at the pages and
- * marks them, no coherent page comes to that address space: TO_DEV holds the gate for reading.
+ * marks them, no coherent page comes to that address space: TO_DEV holds the gate for reading. Under mmap_lock, since
+ * address spaces share gates.
  */
 #define SHIM_GATE_BITS	6
 
@@ -151,8 +152,8 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	if (shim_leaf_make(span, addr))
 		return;
 	seq = mmu_interval_read_begin(&span->mni);
-	down_write(gate);
 	mmap_read_lock(mirror->mm);
+	down_write(gate);
 	shim_mark_exclusive(mirror, span, batch, addr, n, seq);
 	down_write(&span->lock);
 	pte = shim_pte(span, addr);
@@ -168,8 +169,8 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	if (done)
 		atomic64_inc(&mirror->gen);
 	up_write(&span->lock);
-	mmap_read_unlock(mirror->mm);
 	up_write(gate);
+	mmap_read_unlock(mirror->mm);
 	/* Those that were marked but not installed come back with the CPU's next touch. */
 	for (i = 0; i < n; i++) {
 		if (pages[i]) {

@@ -393,9 +393,9 @@ static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batc
 	unsigned int i, run;
 	int err = 0;
 
+	mmap_read_lock(mirror->mm);
 	if (gate)
 		down_read(gate);
-	mmap_read_lock(mirror->mm);
 	for (i = 0; i < n; i += run) {
 		unsigned long at = addr + ((unsigned long)i << PAGE_SHIFT);
 		struct vm_area_struct *vma;
@@ -417,9 +417,9 @@ static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batc
 		e = shim_to_dev_vma(mirror, batch, vma, at, run, flags, granule, &batch->status[i]);
 		err = err ? : e;
 	}
-	mmap_read_unlock(mirror->mm);
 	if (gate)
 		up_read(gate);
+	mmap_read_unlock(mirror->mm);
 	return err;
 }
 

@@ -21,8 +21,9 @@
  *   shim_file.bind_lock     BIND happens once
  *   shim_mirror.binding     its files come and go
  *   shim_devices_lock       the list of devices
+ *   mmap_lock               the kernel's
  *   shim_gate()             of an mm: read: TO_DEV to coherent memory; written: EXCLUSIVE
- *   mmap_lock, folio locks  the kernel's
+ *   folio locks             the kernel's
  *   mmu notifiers           the kernel's
  *   shim_mirror.grow        spans and leaves come (never under mmap_lock)
  *   shim_span.lock          "the mirror lock" of 1 GiB of addresses

@@ -52,6 +52,7 @@ struct worker {
   pthread_t thread;
   struct own own;
   struct wild* wild;
+  pthread_barrier_t* ready; /* a hole in an arena is nobody's to map: all is mapped before the first step */
   atomic_int* stop;
 };
 
@@ -59,6 +60,7 @@ static void* work(void* arg) {
   struct worker* me = arg;
 
   starving_open();
+  pthread_barrier_wait(me->ready);
   while (!atomic_load(me->stop) && !atomic_load(&shared->stop)) {
     if (one_in(&me->own.r, 2))
       own_step(&me->own, self);
@@ -74,6 +76,7 @@ static void* work(void* arg) {
 static void __attribute__((noreturn)) process(uint64_t from) {
   static struct worker workers[k_max_threads];
   static struct wild wild;
+  static pthread_barrier_t ready;
   static atomic_int stop;
   struct rng r = {from};
   double end = now() + 0.3 + (double)length(&r, 12000) * 1e-3;
@@ -81,12 +84,15 @@ static void __attribute__((noreturn)) process(uint64_t from) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   catch_signals();
   wild_start(&wild, devices, nodes);
+  pthread_barrier_init(&ready, NULL, (unsigned)threads + 1);
   for (int i = 0; i < threads; i++) {
     workers[i].wild = &wild;
+    workers[i].ready = &ready;
     workers[i].stop = &stop;
     own_start(&workers[i].own, devices, nodes, number(&r));
     if (pthread_create(&workers[i].thread, NULL, work, &workers[i])) fail("pthread_create");
   }
+  pthread_barrier_wait(&ready);
   while (now() < end && !atomic_load(&shared->stop)) {
     nap(200 + below(&r, 20000));
     pthread_kill(workers[below(&r, (uint64_t)threads)].thread, SIGUSR1);
@@ -164,6 +170,25 @@ static void allow_starving(void) {
       points_set += put(path, settings[i][1]);
     }
   printf("fuzz: %s\n", points_set ? "allocations fail now and then" : "this kernel has no failing allocations");
+}
+
+/* What a 32-bit program is told is what we are told. */
+static void compare_32(void) {
+  struct hmmrt_shim_query query = {0}, *low;
+  int fd = open(nodes[0], O_RDWR | O_CLOEXEC), works = 0;
+
+  low = mmap(NULL, k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+  if (low == MAP_FAILED || ioctl(fd, HMMRT_SHIM_QUERY, &query)) fail("QUERY: %d", errno);
+  catch_signals();
+  if (!sigsetjmp(fault_return, 0)) {
+    fault_expected = 1;
+    works = !call_32(fd, HMMRT_SHIM_QUERY, low);
+  }
+  fault_expected = 0;
+  if (works && memcmp(low, &query, sizeof(query))) fail("32-bit callers see another device");
+  printf("fuzz: 32-bit callers: %s\n", works ? "yes" : "not in this kernel");
+  munmap(low, k_page);
+  close(fd);
 }
 
 /* Ends a PCI device under load, and begins it again. In a process of its own: it waits for every page. */
@@ -306,6 +331,7 @@ int main(int argc, char** argv) {
   printf("fuzz: seed %llu, %.0f s, %d processes of %d threads, %d devices\n", (unsigned long long)seed, seconds,
          processes, threads, devices);
   allow_starving();
+  compare_32();
   /* Orphans of killed processes come to us, so that all have ended when we say so. */
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   return supervise();

@@ -23,6 +23,7 @@ struct wild {
   char nodes[k_devices][32];
   atomic_int fds[k_wild_fds]; /* -1: closed */
   int file;                   /* a memfd as large as the region */
+  char* low;                  /* two pages below 4 GiB */
 };
 
 static inline char* wild_page(struct wild* w, struct rng* r) { return w->base + below(r, k_wild_pages) * k_page; }
@@ -146,6 +147,26 @@ static void wild_argument(struct wild* w, struct rng* r, unsigned long command, 
   }
 }
 
+/* A call as a 32-bit program makes it; `arg` must lie below 4 GiB. Raises a fault where the kernel takes none. */
+static int call_32(int fd, unsigned long command, void* arg) {
+  int ret;
+
+  __asm__ volatile("int $0x80"
+                   : "=a"(ret)
+                   : "a"(54), "b"(fd), "c"((uint32_t)command), "d"((uint32_t)(uintptr_t)arg)
+                   : "memory", "r8", "r9", "r10", "r11");
+  if (ret >= 0) return ret;
+  errno = -ret;
+  return -1;
+}
+static __attribute__((noinline)) void wild_call_32(struct wild* w, int fd, unsigned long command) {
+  if (!sigsetjmp(fault_return, 0)) {
+    fault_expected = 1;
+    call_32(fd, command, w->low + 4096);
+  }
+  fault_expected = 0;
+}
+
 static void wild_call(struct wild* w, struct rng* r) {
   static const unsigned long commands[] = {
       HMMRT_SHIM_QUERY,  HMMRT_SHIM_BIND,   HMMRT_SHIM_FAULT, HMMRT_SHIM_FAULT,    HMMRT_SHIM_SNAPSHOT,
@@ -167,7 +188,12 @@ static void wild_call(struct wild* w, struct rng* r) {
   if (one_in(r, 100)) command = 0xc000b700ul | below(r, 64) | below(r, 256) << 16;
   if (one_in(r, 100)) at = (void*)(uintptr_t)(one_in(r, 2) ? 8 : 0xffff800000000000ull);
   starved = starving_begin(r);
-  if (ioctl(fd, command, at) && errno == EINTR) count(k_interrupted, 1);
+  if (one_in(r, 8) && w->low != MAP_FAILED && command != HMMRT_SHIM_BIND) {
+    memcpy(w->low + 4096, arg, sizeof(arg)); /* several threads at once: their mixture will do, but for a window */
+    wild_call_32(w, fd, command);
+  } else if (ioctl(fd, command, at) && errno == EINTR) {
+    count(k_interrupted, 1);
+  }
   starving_end(starved);
 }
 
@@ -303,6 +329,7 @@ static void wild_start(struct wild* w, int devices, char (*nodes)[32]) {
   size_t bytes = (size_t)k_wild_pages * k_page;
   char* at = mmap(NULL, bytes + k_block, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
+  w->low = mmap(NULL, 2 * k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
   w->devices = devices;
   memcpy(w->nodes, nodes, sizeof(w->nodes));
   for (int i = 0; i < k_wild_fds; i++) atomic_store(&w->fds[i], -1);
