@@ -10,11 +10,12 @@
 #ifndef HMMRT_TESTS_VM_FUZZ_OWN_H
 #define HMMRT_TESTS_VM_FUZZ_OWN_H
 
+#include <poll.h>
 #include <sys/uio.h>
 
 #include "fuzz_base.h"
 
-enum { k_own_pages = 1536, k_words = 8, k_counter_word = 9, k_buffer_pages = 32, k_batch = 4 };
+enum { k_own_pages = 1536, k_words = 8, k_counter_word = 9, k_buffer_pages = 32, k_batch = 4, k_hot_pages = 8 };
 
 struct page_model {
   uint32_t value;
@@ -402,13 +403,29 @@ static void own_syscall(struct own* o, size_t page) {
 
 /* ---- fork ---- */
 
+/* The device writes what MADV_FREE gave up; reclaim must see that the page is dirty. */
+static void own_revive(struct own* o, size_t page, size_t n) {
+  if (n > k_buffer_pages) n = k_buffer_pages;
+  own_cpu_write(o, page, n);
+  own_device_read(o, page, n);
+  for (size_t i = page; i < page + n; i++) o->model[i].maybe = 1;
+  madvise(o->base + page * k_page, n * k_page, 8 /* FREE */);
+  own_device_write(o, page, n);
+  madvise(o->base + page * k_page, n * k_page, MADV_PAGEOUT);
+  own_check(o, page, n);
+}
+
 /* In the child, which has a copy of the arena that must not change any more, whatever the parent does. */
-static void own_child(struct own* o, const char* self) {
+static void own_child(struct own* o, const char* self, size_t hot) {
   struct hmmrt_shim_query query = {0};
   int d = (int)below(&o->r, (uint64_t)o->devices), inherited = o->fds[d];
 
   starving_open();
   starving_end(1);
+  if (one_in(&o->r, 2)) {
+    poll(NULL, 0, 5);
+    own_check(o, hot, k_hot_pages);
+  }
   if (inherited >= 0) {
     struct hmmrt_shim_ranges batch = {.ranges_ptr = (uintptr_t)o->ranges, .count = 1};
 
@@ -447,15 +464,19 @@ static void own_child(struct own* o, const char* self) {
 
 static void own_fork(struct own* o, const char* self) {
   uint64_t next = number(&o->r);
+  size_t hot = below(&o->r, k_own_pages - k_hot_pages);
+
+  own_device_write(o, hot, k_hot_pages); /* mapped for writing, until the fork */
   int starved = starving_begin(&o->r), status;
   pid_t pid = fork();
 
   if (!pid) {
     o->r.state = next;
-    own_child(o, self);
+    own_child(o, self, hot);
   }
   starving_end(starved);
   if (pid < 0) return;
+  own_device_write(o, hot, k_hot_pages); /* into pages of its own */
   count(k_forks, 1);
   if (one_in(&o->r, 4)) {
     count(k_kills, 1);
@@ -489,7 +510,12 @@ static void own_step(struct own* o, const char* self) {
     case 34: own_mprotect(o, page, n); break;
     case 35: own_move(o, page, n); break;
     case 36: own_reset(o, page, n); break;
-    case 37: own_syscall(o, page); break;
+    case 37:
+      if (one_in(&o->r, 2))
+        own_revive(o, page, n);
+      else
+        own_syscall(o, page);
+      break;
     case 38:
       if (one_in(&o->r, 4)) own_fork(o, self);
       break;
