@@ -3,7 +3,7 @@
  * Exclusive access: the CPU's entries of a system page are replaced, and the device alone maps it until the CPU touches
  * it again. The kernel does that for ordinary, small, anonymous pages only, so the way there is:
  *
- *   1. coherent device pages in the range go home (private ones do, when faulted);
+ *   1. coherent device pages in the range go home (private ones do, when faulted), and stay there;
  *   2. a CPU write fault over the range, which undoes sharing and fills holes;
  *   3. a huge page among what step 2 found is split, as migration splits it: setup, then nothing;
  *   4. make_device_exclusive, which gives the pages locked;
@@ -12,6 +12,7 @@
  * Step 5 needs both: the page lock holds off the CPU's touch, the sequence catches everything that needs no page lock
  * (MADV_DONTNEED). Our own notification is filtered by its owner and does not move the sequence.
  */
+#include <linux/hash.h>
 #include <linux/pagemap.h>
 #include <linux/rmap.h>
 #include <linux/sched/signal.h>
@@ -19,6 +20,29 @@
 #include "shim.h"
 
 #define SHIM_EXCLUSIVE_TRIES	16
+
+/*
+ * Never on a coherent page, whose device may be evicted meanwhile: the reverse map takes an exclusive entry for one of
+ * migration, and eviction would leave a reference behind that no one drops. So while EXCLUSIVE looks at the pages and
+ * marks them, no coherent page comes to that address space: TO_DEV holds the gate for reading. Under mmap_lock, since
+ * address spaces share gates.
+ */
+#define SHIM_GATE_BITS	6
+
+static struct rw_semaphore shim_gates[1 << SHIM_GATE_BITS];
+
+void shim_gates_init(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(shim_gates); i++)
+		init_rwsem(&shim_gates[i]);
+}
+
+struct rw_semaphore *shim_gate(struct mm_struct *mm)
+{
+	return &shim_gates[hash_ptr(mm, SHIM_GATE_BITS)];
+}
 
 /* Splits the huge page that the CPU maps over addr, if it does. Best effort: what is busy stays huge. */
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr)
@@ -35,7 +59,8 @@ void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned lon
 
 	mmap_read_lock(mm);
 	args.vma = vma_lookup(mm, addr);
-	if (args.vma && !migrate_vma_setup(&args)) {
+	/* Why not where KSM merges: see shim_vma_status(). */
+	if (args.vma && !(args.vma->vm_flags & VM_MERGEABLE) && !migrate_vma_setup(&args)) {
 		migrate_vma_pages(&args);
 		migrate_vma_finalize(&args);
 	}
@@ -44,22 +69,35 @@ void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned lon
 
 #if SHIM_HAVE_EXCLUSIVE
 
+/* Brings coherent pages home, those of one device after the other. */
 static void shim_coherent_home(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n)
 {
-	struct shim_device *dev;
+	unsigned int tries, i;
 
-	mutex_lock(&shim_devices_lock);
-	list_for_each_entry(dev, &shim_devices, node)
-		if (shim_is_coherent(dev) && !READ_ONCE(dev->gone) && READ_ONCE(dev->nfree) != dev->nframes)
-			shim_home_range(dev, batch, mirror->mm, addr, n, batch->status);
-	mutex_unlock(&shim_devices_lock);
+	for (tries = 0; tries < SHIM_EXCLUSIVE_TRIES; tries++) {
+		struct shim_span *span = shim_pfns_peek(mirror, batch->pfns, addr, n);
+		struct shim_device *dev = NULL;
+
+		if (IS_ERR(span))
+			return;
+		for (i = 0; i < n && !dev; i++)
+			if (batch->pfns[i] & HMM_PFN_VALID && is_device_coherent_page(hmm_pfn_to_page(batch->pfns[i])))
+				dev = shim_page_device(hmm_pfn_to_page(batch->pfns[i]));
+		/* The page keeps its device there, and so does the reference from now on. */
+		if (dev)
+			kref_get(&dev->ref);
+		up_read(&span->lock);
+		if (!dev)
+			return;
+		shim_home_other(dev, batch, mirror->mm, addr, n, batch->status);
+		kref_put(&dev->ref, shim_device_release);
+	}
 }
 
-/* Marks what it can, pages locked and referenced in batch->pages, NULL where it could not. mmap_lock held. */
-static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages, unsigned long addr, unsigned int n)
+/* Marks what it can, pages locked and referenced in pages[], NULL where it could not. mmap_lock held. */
+static void shim_mark_run(struct shim_mirror *mirror, struct page **pages, unsigned long addr, unsigned int n)
 {
 #if SHIM_HAVE_EXCLUSIVE_RANGE
-	memset(pages, 0, n * sizeof(*pages));
 	make_device_exclusive_range(mirror->mm, addr, addr + ((unsigned long)n << PAGE_SHIFT), pages, mirror);
 #else
 	unsigned int i;
@@ -74,10 +112,40 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages,
 #endif
 }
 
+/* The same, for ordinary pages that are mapped now. mmap_lock held, and the gate, written. */
+static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
+				unsigned long addr, unsigned int n, unsigned long seq)
+{
+	struct hmm_range range = {
+		.notifier	= &span->mni,
+		.notifier_seq	= seq,
+		.start		= addr,
+		.end		= addr + ((unsigned long)n << PAGE_SHIFT),
+		.hmm_pfns	= batch->pfns,
+	};
+	unsigned int i, run;
+
+	memset(batch->pages, 0, n * sizeof(*batch->pages));
+	if (hmm_range_fault(&range))
+		return;
+	for (i = 0; i < n; i += run) {
+		for (run = 0; i + run < n; run++)
+			if (!(batch->pfns[i + run] & HMM_PFN_VALID) ||
+			    is_zone_device_page(hmm_pfn_to_page(batch->pfns[i + run])))
+				break;
+		if (run)
+			shim_mark_run(mirror, batch->pages + i, addr + ((unsigned long)i << PAGE_SHIFT), run);
+		else
+			run = 1;
+	}
+}
+
 /* One attempt at a run. status[i]: DONE, or left alone. */
-static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *span, struct page **pages,
+static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
 			       unsigned long addr, unsigned int n, u8 *status)
 {
+	struct rw_semaphore *gate = shim_gate(mirror->mm);
+	struct page **pages = batch->pages;
 	unsigned int i, done = 0;
 	unsigned long *pte, seq;
 
@@ -85,12 +153,13 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 		return;
 	seq = mmu_interval_read_begin(&span->mni);
 	mmap_read_lock(mirror->mm);
-	shim_mark_exclusive(mirror, pages, addr, n);
+	down_write(gate);
+	shim_mark_exclusive(mirror, span, batch, addr, n, seq);
 	down_write(&span->lock);
 	pte = shim_pte(span, addr);
 	if (pte && !mmu_interval_read_retry(&span->mni, seq)) {
 		for (i = 0; i < n; i++) {
-			if (!pages[i] || is_zone_device_page(pages[i]))
+			if (!pages[i])
 				continue;
 			pte[i] = shim_pte_make(pages[i], SHIM_PTE_VALID | SHIM_PTE_WRITE | SHIM_PTE_EXCL);
 			status[i] = HMMRT_SHIM_DONE;
@@ -100,6 +169,7 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	if (done)
 		atomic64_inc(&mirror->gen);
 	up_write(&span->lock);
+	up_write(gate);
 	mmap_read_unlock(mirror->mm);
 	/* Those that were marked but not installed come back with the CPU's next touch. */
 	for (i = 0; i < n; i++) {
@@ -128,7 +198,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 	int err;
 
 	if (IS_ERR(span)) {
-		memset(status, HMMRT_SHIM_NO_MEMORY, n);
+		memset(status, PTR_ERR(span) == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_NO_MEMORY, n);
 		return 0;
 	}
 	shim_coherent_home(mirror, batch, addr, n);
@@ -167,7 +237,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 			}
 			if (hmm_pfn_to_map_order(batch->pfns[i]) + PAGE_SHIFT >= PMD_SHIFT)
 				shim_split_huge(mirror->dev, mirror->mm, at);
-			shim_exclusive_run(mirror, span, batch->pages, at, run, status + i);
+			shim_exclusive_run(mirror, span, batch, at, run, status + i);
 		}
 		if (!memchr(status, SHIM_UNKNOWN, n))
 			break;
