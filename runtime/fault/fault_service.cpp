@@ -64,6 +64,7 @@ void FaultService::stop() {
 }
 
 void FaultService::fence() {
+  house_.host.catch_up();
   house_.gate.wait_for_reader();
   while (house_.unsettled.load(std::memory_order_acquire) != 0) {
     // The event thread, or a claim holder, is at it; both wait only for the kernel and the hardware.

@@ -116,6 +116,9 @@ class HostMirror {
   // and other threads' calls here, wait for events to be read.
   virtual std::size_t fetch(std::span<HostEvent> out) = 0;
   virtual void interrupt() = 0;
+  // Returns when events of what the application's threads had done before the call have been fetched and dealt with. For
+  // mirrors whose events do not hold up who causes them. Thread: any but the event thread.
+  virtual void catch_up() {}
   // Lets threads that faulted on these pages try again (after a page turned out to be present already).
   virtual void wake(std::uintptr_t base, const PageMask& pages) = 0;
 

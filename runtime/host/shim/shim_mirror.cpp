@@ -161,7 +161,7 @@ void ShimMirror::interrupt() {
   [[maybe_unused]] const ssize_t n = write(interrupt_, &one, sizeof one);
 }
 
-// An event about what was at these addresses before must not be taken for one about what comes now.
+// Also keeps an event about what was at some addresses before from being taken for one about what comes there now.
 void ShimMirror::catch_up() {
   constexpr std::uint64_t k_look_again_ns = 50'000;
   for (std::size_t i = 0; i < devices_.size(); ++i) {

@@ -46,6 +46,7 @@ class ShimMirror final : public HostMirror {
   void wait(std::int64_t timeout_ns) override;
   std::size_t fetch(std::span<HostEvent> out) override;
   void interrupt() override;
+  void catch_up() override;
   void wake(std::uintptr_t, const PageMask&) override {}
 
   void prepare(Transfer& t) override;
@@ -73,8 +74,6 @@ class ShimMirror final : public HostMirror {
   // Calls `call` for the pages, and sorts them.
   static PageOutcome ask(const shim::ShimDevice& device, unsigned long call, std::uintptr_t base, const PageMask& pages,
                          std::uint32_t flags);
-  // Returns when every event of before the call has been fetched and dealt with.
-  void catch_up();
 
   HostMirrorInfo info_;
   std::vector<std::unique_ptr<shim::ShimDevice>> devices_;
