@@ -6,9 +6,10 @@
  *   1. coherent device pages in the range go home (private ones do, when faulted);
  *   2. a CPU write fault over the range, which undoes sharing and fills holes;
  *   3. a huge page among what step 2 found is split, as migration splits it: setup, then nothing;
- *   4. make_device_exclusive, which gives the pages locked;
+ *   4. make_device_exclusive, which gives the pages locked, for what is in system memory;
  *   5. under the span's lock, if the sequence has not moved, the shadow entries; then the pages are unlocked.
  *
+ * Step 4 holds mmap_lock for writing, so that no page goes to a device meanwhile: see shim_mark_system().
  * Step 5 needs both: the page lock holds off the CPU's touch, the sequence catches everything that needs no page lock
  * (MADV_DONTNEED). Our own notification is filtered by its owner and does not move the sequence.
  */
@@ -59,7 +60,6 @@ static void shim_coherent_home(struct shim_mirror *mirror, struct shim_batch *ba
 static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages, unsigned long addr, unsigned int n)
 {
 #if SHIM_HAVE_EXCLUSIVE_RANGE
-	memset(pages, 0, n * sizeof(*pages));
 	make_device_exclusive_range(mirror->mm, addr, addr + ((unsigned long)n << PAGE_SHIFT), pages, mirror);
 #else
 	unsigned int i;
@@ -74,23 +74,59 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages,
 #endif
 }
 
+/*
+ * Marks what of [addr, addr + n) is a page of the system. Never a device's: a later eviction would find its exclusive
+ * entry by the page (remove_migration_ptes() takes one for a migration entry, up to 6.14), map the page a second time
+ * and leak a reference. What the walk sees stays so, for pages only go to a device under mmap_lock, which is held for
+ * writing. An entry that is busy is not seen, and left for the next attempt.
+ */
+static void shim_mark_system(struct shim_mirror *mirror, struct shim_span *span, unsigned long seq,
+			     struct shim_batch *batch, unsigned long addr, unsigned int n)
+{
+	struct hmm_range range = {
+		.notifier		= &span->mni,
+		.notifier_seq		= seq,
+		.start			= addr,
+		.end			= addr + ((unsigned long)n << PAGE_SHIFT),
+		.hmm_pfns		= batch->pfns,
+		.dev_private_owner	= mirror->dev,
+	};
+	unsigned int i, run;
+
+	memset(batch->pages, 0, n * sizeof(*batch->pages));
+	if (hmm_range_fault(&range))
+		return;
+	for (i = 0; i < n; i += run) {
+		for (run = 0; i + run < n; run++)
+			if (!(batch->pfns[i + run] & HMM_PFN_VALID) ||
+			    is_zone_device_page(hmm_pfn_to_page(batch->pfns[i + run])))
+				break;
+		if (run)
+			shim_mark_exclusive(mirror, batch->pages + i, addr + ((unsigned long)i << PAGE_SHIFT), run);
+		else
+			run = 1;
+	}
+}
+
 /* One attempt at a run. status[i]: DONE, or left alone. */
-static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *span, struct page **pages,
+static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
 			       unsigned long addr, unsigned int n, u8 *status)
 {
+	struct page **pages = batch->pages;
 	unsigned int i, done = 0;
 	unsigned long *pte, seq;
 
 	if (shim_leaf_make(span, addr))
 		return;
 	seq = mmu_interval_read_begin(&span->mni);
-	mmap_read_lock(mirror->mm);
-	shim_mark_exclusive(mirror, pages, addr, n);
+	if (mmap_write_lock_killable(mirror->mm))
+		return;
+	shim_mark_system(mirror, span, seq, batch, addr, n);
 	down_write(&span->lock);
 	pte = shim_pte(span, addr);
 	if (pte && !mmu_interval_read_retry(&span->mni, seq)) {
 		for (i = 0; i < n; i++) {
-			if (!pages[i] || is_zone_device_page(pages[i]))
+			if (!pages[i])
 				continue;
 			pte[i] = shim_pte_make(pages[i], SHIM_PTE_VALID | SHIM_PTE_WRITE | SHIM_PTE_EXCL);
 			status[i] = HMMRT_SHIM_DONE;
@@ -100,7 +136,7 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	if (done)
 		atomic64_inc(&mirror->gen);
 	up_write(&span->lock);
-	mmap_read_unlock(mirror->mm);
+	mmap_write_unlock(mirror->mm);
 	/* Those that were marked but not installed come back with the CPU's next touch. */
 	for (i = 0; i < n; i++) {
 		if (pages[i]) {
@@ -167,7 +203,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 			}
 			if (hmm_pfn_to_map_order(batch->pfns[i]) + PAGE_SHIFT >= PMD_SHIFT)
 				shim_split_huge(mirror->dev, mirror->mm, at);
-			shim_exclusive_run(mirror, span, batch->pages, at, run, status + i);
+			shim_exclusive_run(mirror, span, batch, at, run, status + i);
 		}
 		if (!memchr(status, SHIM_UNKNOWN, n))
 			break;

@@ -261,6 +261,22 @@ static void exit_at_any_point(void) { end_at_any_point(0); }
 static void exec_at_any_point(void) { end_at_any_point(1); }
 static void kill_at_any_point(void) { end_at_any_point(2); }
 
+/* An exclusive entry on a coherent page would leak the page when that is evicted: there must be none. */
+static void exclusive_access_races_migration_and_eviction(void) {
+  struct looper loopers[4];
+  const double since = seconds();
+  busy_pages = map_pages(256);
+  fill(busy_pages, 256, 8);
+  start(&loopers[0], go_to_device, &fd);
+  start(&loopers[1], evict_some, &fd);
+  start(&loopers[2], make_exclusive, &fd);
+  start(&loopers[3], read_some, &fd);
+  for (int i = 0; !enough(since, i, 1000); i++) CHECK_FILLED(busy_pages, 256, 8);
+  for (int i = 0; i < 4; i++) stop(&loopers[i]);
+  CHECK_FILLED(busy_pages, 256, 8);
+  CHECK(munmap(busy_pages, 256 * k_page) == 0);
+}
+
 /* ---- races with the system calls that change mappings ----------------------------------------- */
 
 enum { k_race = 64 };
@@ -661,6 +677,7 @@ static const struct test tests[] = {
     TEST(exit_at_any_point),
     TEST(exec_at_any_point),
     TEST(kill_at_any_point),
+    TEST(exclusive_access_races_migration_and_eviction),
     TEST(to_dev_races_dontneed),
     TEST(to_dev_races_munmap),
     TEST(to_dev_races_mremap),
