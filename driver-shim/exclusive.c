@@ -75,10 +75,10 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages,
 }
 
 /*
- * Marks what of [addr, addr + n) is a page of the system. Never a device's: a later eviction would find its exclusive
- * entry by the page (remove_migration_ptes() takes one for a migration entry, up to 6.14), map the page a second time
- * and leak a reference. What the walk sees stays so, for pages only go to a device under mmap_lock, which is held for
- * writing. An entry that is busy is not seen, and left for the next attempt.
+ * Marks what of [addr, addr + n) is a page of the system, or private and comes home for it. Never a coherent page: a
+ * later eviction would find its exclusive entry by the page (remove_migration_ptes() takes one for a migration entry, up
+ * to 6.14), map the page a second time and leak a reference. What the walk sees stays so, for pages only go to a device
+ * under mmap_lock, which is held for writing. An entry that is busy is not seen, and left for the next attempt.
  */
 static void shim_mark_system(struct shim_mirror *mirror, struct shim_span *span, unsigned long seq,
 			     struct shim_batch *batch, unsigned long addr, unsigned int n)
@@ -99,7 +99,7 @@ static void shim_mark_system(struct shim_mirror *mirror, struct shim_span *span,
 	for (i = 0; i < n; i += run) {
 		for (run = 0; i + run < n; run++)
 			if (!(batch->pfns[i + run] & HMM_PFN_VALID) ||
-			    is_zone_device_page(hmm_pfn_to_page(batch->pfns[i + run])))
+			    is_device_coherent_page(hmm_pfn_to_page(batch->pfns[i + run])))
 				break;
 		if (run)
 			shim_mark_exclusive(mirror, batch->pages + i, addr + ((unsigned long)i << PAGE_SHIFT), run);
@@ -136,14 +136,17 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	if (done)
 		atomic64_inc(&mirror->gen);
 	up_write(&span->lock);
-	mmap_write_unlock(mirror->mm);
-	/* Those that were marked but not installed come back with the CPU's next touch. */
+	/*
+	 * Those that were marked but not installed come back with the CPU's next touch. Unlocked before mmap_lock is: a
+	 * fork that finds such a page locked fails.
+	 */
 	for (i = 0; i < n; i++) {
 		if (pages[i]) {
 			unlock_page(pages[i]);
 			put_page(pages[i]);
 		}
 	}
+	mmap_write_unlock(mirror->mm);
 }
 
 int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
