@@ -21,7 +21,10 @@
 
 #define SHIM_EXCLUSIVE_TRIES	16
 
-/* Splits the huge page that the CPU maps over addr, if it does. Best effort: what is busy stays huge. */
+/*
+ * Splits the huge page that the CPU maps over addr, if it does. Best effort: what is busy stays huge, and so does what KSM
+ * may merge (see shim_vma_status()).
+ */
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr)
 {
 	unsigned long src = 0, dst = 0;
@@ -36,7 +39,7 @@ void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned lon
 
 	mmap_read_lock(mm);
 	args.vma = vma_lookup(mm, addr);
-	if (args.vma && !migrate_vma_setup(&args)) {
+	if (args.vma && !(args.vma->vm_flags & VM_MERGEABLE) && !migrate_vma_setup(&args)) {
 		migrate_vma_pages(&args);
 		migrate_vma_finalize(&args);
 	}

@@ -10,7 +10,6 @@
  * New entries come afterwards, from a walk checked against the notifier's sequence like any other: installing them in
  * between would race with MADV_DONTNEED, which also holds mmap_lock for reading.
  */
-#include <linux/bitmap.h>
 #include <linux/highmem.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
@@ -231,12 +230,17 @@ static u8 shim_explain(struct shim_device *dev, unsigned long pfn)
 	return folio_maybe_dma_pinned(page_folio(page)) ? HMMRT_SHIM_PINNED : SHIM_UNKNOWN;
 }
 
-/* A mapping that cannot take part at all. */
+/*
+ * A mapping that cannot take part at all. One that KSM may merge cannot: KSM would read what it merged by the kernel's
+ * own mapping, which private memory has not; and migrate_vma replaces entries that KSM's reverse map may not know (a
+ * merged page just swapped in), which then nobody restores. Merged pages are in such mappings only, and the flag changes
+ * under mmap_lock held for writing.
+ */
 static u8 shim_vma_status(struct vm_area_struct *vma)
 {
 	if (!(vma->vm_flags & (VM_READ | VM_WRITE | VM_EXEC)))
 		return HMMRT_SHIM_FORBIDDEN;
-	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_SPECIAL | VM_HUGETLB | VM_SHARED))
+	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_SPECIAL | VM_HUGETLB | VM_SHARED | VM_MERGEABLE))
 		return HMMRT_SHIM_UNSUPPORTED;
 	return SHIM_UNKNOWN;
 }
@@ -303,15 +307,6 @@ static u8 shim_errno_status(int err)
 }
 
 /*
- * KSM keeps the numbers of the pages it has merged and reads them through the kernel's own mapping, which private
- * memory has not: a merged page must not go to a device. Stable while the page is locked.
- */
-static bool shim_merged(struct page *page)
-{
-	return folio_test_ksm(page_folio(page));
-}
-
-/*
  * One attempt at [start, start + n pages) of one vma. status[i]: DONE, NO_SPACE, NO_MEMORY, FAILED, NOT_POPULATED, or
  * left alone when the page was not collected or lost. mmap_lock held. Returns the frame allocator's last word.
  */
@@ -343,8 +338,6 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 		if (!page && (flags & HMMRT_SHIM_RANGE_NO_POPULATE || !vma_is_anonymous(vma))) {
 			status[i] = HMMRT_SHIM_NOT_POPULATED;
 			args.src[i] = 0;
-		} else if (page && shim_merged(page)) {
-			continue;	/* restored by the kernel; shim_to_dev_clear_way() takes it apart */
 		} else if (shim_inject(dev, HMMRT_SHIM_INJECT_COPY) || (page && PageHWPoison(page))) {
 			status[i] = HMMRT_SHIM_FAILED;
 		} else {
@@ -413,20 +406,16 @@ static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batc
 
 /*
  * Finds out about the pages still SHIM_UNKNOWN, and removes what stood in the way where that is possible: swapped out,
- * private to another device (both: faulted in), merged by KSM (faulted in for writing, which copies), coherent memory of
- * another device (brought home).
+ * private to another device (both: faulted in), coherent memory of another device (brought home).
  */
 static int shim_to_dev_clear_way(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr,
 				 unsigned int n, u8 granule, u64 *faults)
 {
 	struct shim_device *other = NULL;
 	struct shim_span *span;
-	DECLARE_BITMAP(merged, SHIM_BLOCK_PAGES);
-	u8 scratch[SHIM_BLOCK_PAGES];
 	unsigned int i, run;
-	int err;
+	u8 scratch[SHIM_BLOCK_PAGES];
 
-	bitmap_zero(merged, n);
 	span = shim_pfns_peek(mirror, batch->pfns, addr, n);
 	if (IS_ERR(span))
 		return PTR_ERR(span) == -EINTR ? -EINTR : 0;
@@ -438,9 +427,6 @@ static int shim_to_dev_clear_way(struct shim_mirror *mirror, struct shim_batch *
 			shim_page_frame(mirror->dev, hmm_pfn_to_page(batch->pfns[i]))->granule = granule;
 		else if (batch->status[i] == SHIM_UNKNOWN && batch->pfns[i] & HMM_PFN_VALID)
 			other = shim_page_device(hmm_pfn_to_page(batch->pfns[i])) ? : other;
-		if (batch->status[i] == SHIM_UNKNOWN && batch->pfns[i] & HMM_PFN_VALID &&
-		    shim_merged(hmm_pfn_to_page(batch->pfns[i])))
-			__set_bit(i, merged);
 	}
 	/* The page keeps its device there, and so does the reference from now on. */
 	if (other)
@@ -467,14 +453,6 @@ static int shim_to_dev_clear_way(struct shim_mirror *mirror, struct shim_batch *
 		    -EINTR)
 			return -EINTR;
 		/* pfns now say what was faulted in; the next round looks for itself. */
-	}
-	for_each_set_bit(i, merged, n) {
-		++*faults;
-		err = shim_fault_in(mirror, batch->pfns + i, addr + ((unsigned long)i << PAGE_SHIFT), 1, true);
-		if (err == -EINTR)
-			return err;
-		if (err == -EPERM)	/* not to be written, so not to be copied */
-			batch->status[i] = HMMRT_SHIM_UNSUPPORTED;
 	}
 	return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Load for whoever unloads the module meanwhile: rules_churn SEED. Memory of known contents, half of it alike so that KSM
- * merges it, goes to any device that is there, out to swap, home again; a device that is away is no error, wrong contents
+ * merges it where it may, goes to any device that is there, out to swap, home again; a device that is away is no error, wrong contents
  * are. Runs until SIGTERM; exits with 0 if every page was whole to the end.
  */
 #define _GNU_SOURCE
@@ -36,7 +36,6 @@ int main(int argc, char** argv) {
   char* p = map_pages(k_pages);
   signal(SIGTERM, finish);
   write_pages((uint32_t*)p);
-  madvise(p, k_pages * k_page, MADV_MERGEABLE);
   while (!done) {
     struct hmmrt_shim_bind bind = {.eventfd = -1};
     char node[32];
@@ -46,7 +45,7 @@ int main(int argc, char** argv) {
     for (int i = 0; i < 8; i++) {
       const size_t first = (size_t)rand_r(&random) % k_pages, n = 1 + (size_t)rand_r(&random) % (k_pages - first);
       char* at = p + first * k_page;
-      switch (rand_r(&random) % 6) {
+      switch (rand_r(&random) % 9) {
         case 0:
         case 1:
           calls += bound && to_dev(fd, at, n) > 0;
@@ -58,6 +57,13 @@ int main(int argc, char** argv) {
           madvise(at, n * k_page, MADV_PAGEOUT);
           break;
         case 4:
+        case 5:
+          madvise(at, n * k_page, MADV_MERGEABLE);
+          break;
+        case 6:
+          madvise(at, n * k_page, MADV_UNMERGEABLE);
+          break;
+        case 7:
           if (bound) ranged(fd, HMMRT_SHIM_EXCLUSIVE, at, n < 64 ? n : 64, 0, NULL);
           break;
         default:
