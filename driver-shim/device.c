@@ -39,7 +39,6 @@ struct shim_device *shim_device_create(u32 mem_type, phys_addr_t base, u64 bytes
 	snprintf(dev->name, sizeof(dev->name), "hmmrt%d", dev->id);
 	init_rwsem(&dev->life);
 	init_waitqueue_head(&dev->wait);
-	mutex_init(&dev->bind_lock);
 	spin_lock_init(&dev->list_lock);
 	INIT_LIST_HEAD(&dev->mirrors);
 	INIT_LIST_HEAD(&dev->accounts);

@@ -3,16 +3,16 @@
  * Exclusive access: the CPU's entries of a system page are replaced, and the device alone maps it until the CPU touches
  * it again. The kernel does that for ordinary, small, anonymous pages only, so the way there is:
  *
- *   1. coherent device pages in the range go home (private ones do, when faulted);
+ *   1. coherent device pages in the range go home (private ones do, when faulted), and stay there;
  *   2. a CPU write fault over the range, which undoes sharing and fills holes;
  *   3. a huge page among what step 2 found is split, as migration splits it: setup, then nothing;
- *   4. make_device_exclusive, which gives the pages locked, for what is in system memory;
+ *   4. make_device_exclusive, which gives the pages locked;
  *   5. under the span's lock, if the sequence has not moved, the shadow entries; then the pages are unlocked.
  *
- * Step 4 holds mmap_lock for writing, so that no page goes to a device meanwhile: see shim_mark_system().
  * Step 5 needs both: the page lock holds off the CPU's touch, the sequence catches everything that needs no page lock
  * (MADV_DONTNEED). Our own notification is filtered by its owner and does not move the sequence.
  */
+#include <linux/hash.h>
 #include <linux/pagemap.h>
 #include <linux/rmap.h>
 #include <linux/sched/signal.h>
@@ -22,9 +22,28 @@
 #define SHIM_EXCLUSIVE_TRIES	16
 
 /*
- * Splits the huge page that the CPU maps over addr, if it does. Best effort: what is busy stays huge, and so does what KSM
- * may merge (see shim_vma_status()).
+ * Never on a coherent page, whose device may be evicted meanwhile: the reverse map takes an exclusive entry for one of
+ * migration, and eviction would leave a reference behind that no one drops. So while EXCLUSIVE looks at the pages and
+ * marks them, no coherent page comes to that address space: TO_DEV holds the gate for reading.
  */
+#define SHIM_GATE_BITS	6
+
+static struct rw_semaphore shim_gates[1 << SHIM_GATE_BITS];
+
+void shim_gates_init(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(shim_gates); i++)
+		init_rwsem(&shim_gates[i]);
+}
+
+struct rw_semaphore *shim_gate(struct mm_struct *mm)
+{
+	return &shim_gates[hash_ptr(mm, SHIM_GATE_BITS)];
+}
+
+/* Splits the huge page that the CPU maps over addr, if it does. Best effort: what is busy stays huge. */
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr)
 {
 	unsigned long src = 0, dst = 0;
@@ -39,6 +58,7 @@ void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned lon
 
 	mmap_read_lock(mm);
 	args.vma = vma_lookup(mm, addr);
+	/* Why not where KSM merges: see shim_vma_status(). */
 	if (args.vma && !(args.vma->vm_flags & VM_MERGEABLE) && !migrate_vma_setup(&args)) {
 		migrate_vma_pages(&args);
 		migrate_vma_finalize(&args);
@@ -48,19 +68,33 @@ void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned lon
 
 #if SHIM_HAVE_EXCLUSIVE
 
+/* Brings coherent pages home, those of one device after the other. */
 static void shim_coherent_home(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n)
 {
-	struct shim_device *dev;
+	unsigned int tries, i;
 
-	mutex_lock(&shim_devices_lock);
-	list_for_each_entry(dev, &shim_devices, node)
-		if (shim_is_coherent(dev) && !READ_ONCE(dev->gone) && READ_ONCE(dev->nfree) != dev->nframes)
-			shim_home_range(dev, batch, mirror->mm, addr, n, batch->status);
-	mutex_unlock(&shim_devices_lock);
+	for (tries = 0; tries < SHIM_EXCLUSIVE_TRIES; tries++) {
+		struct shim_span *span = shim_pfns_peek(mirror, batch->pfns, addr, n);
+		struct shim_device *dev = NULL;
+
+		if (IS_ERR(span))
+			return;
+		for (i = 0; i < n && !dev; i++)
+			if (batch->pfns[i] & HMM_PFN_VALID && is_device_coherent_page(hmm_pfn_to_page(batch->pfns[i])))
+				dev = shim_page_device(hmm_pfn_to_page(batch->pfns[i]));
+		/* The page keeps its device there, and so does the reference from now on. */
+		if (dev)
+			kref_get(&dev->ref);
+		up_read(&span->lock);
+		if (!dev)
+			return;
+		shim_home_other(dev, batch, mirror->mm, addr, n, batch->status);
+		kref_put(&dev->ref, shim_device_release);
+	}
 }
 
-/* Marks what it can, pages locked and referenced in batch->pages, NULL where it could not. mmap_lock held. */
-static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages, unsigned long addr, unsigned int n)
+/* Marks what it can, pages locked and referenced in pages[], NULL where it could not. mmap_lock held. */
+static void shim_mark_run(struct shim_mirror *mirror, struct page **pages, unsigned long addr, unsigned int n)
 {
 #if SHIM_HAVE_EXCLUSIVE_RANGE
 	make_device_exclusive_range(mirror->mm, addr, addr + ((unsigned long)n << PAGE_SHIFT), pages, mirror);
@@ -77,22 +111,17 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct page **pages,
 #endif
 }
 
-/*
- * Marks what of [addr, addr + n) is a page of the system, or private and comes home for it. Never a coherent page: a
- * later eviction would find its exclusive entry by the page (remove_migration_ptes() takes one for a migration entry, up
- * to 6.14), map the page a second time and leak a reference. What the walk sees stays so, for pages only go to a device
- * under mmap_lock, which is held for writing. An entry that is busy is not seen, and left for the next attempt.
- */
-static void shim_mark_system(struct shim_mirror *mirror, struct shim_span *span, unsigned long seq,
-			     struct shim_batch *batch, unsigned long addr, unsigned int n)
+/* The same, for what is mapped now and not coherent; private pages come home for it. mmap_lock held; gate, written. */
+static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
+				unsigned long addr, unsigned int n, unsigned long seq)
 {
 	struct hmm_range range = {
-		.notifier		= &span->mni,
-		.notifier_seq		= seq,
-		.start			= addr,
-		.end			= addr + ((unsigned long)n << PAGE_SHIFT),
-		.hmm_pfns		= batch->pfns,
-		.dev_private_owner	= mirror->dev,
+		.notifier	= &span->mni,
+		.notifier_seq	= seq,
+		.start		= addr,
+		.end		= addr + ((unsigned long)n << PAGE_SHIFT),
+		.hmm_pfns	= batch->pfns,
+		.dev_private_owner = mirror->dev,
 	};
 	unsigned int i, run;
 
@@ -105,7 +134,7 @@ static void shim_mark_system(struct shim_mirror *mirror, struct shim_span *span,
 			    is_device_coherent_page(hmm_pfn_to_page(batch->pfns[i + run])))
 				break;
 		if (run)
-			shim_mark_exclusive(mirror, batch->pages + i, addr + ((unsigned long)i << PAGE_SHIFT), run);
+			shim_mark_run(mirror, batch->pages + i, addr + ((unsigned long)i << PAGE_SHIFT), run);
 		else
 			run = 1;
 	}
@@ -115,6 +144,7 @@ static void shim_mark_system(struct shim_mirror *mirror, struct shim_span *span,
 static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
 			       unsigned long addr, unsigned int n, u8 *status)
 {
+	struct rw_semaphore *gate = shim_gate(mirror->mm);
 	struct page **pages = batch->pages;
 	unsigned int i, done = 0;
 	unsigned long *pte, seq;
@@ -122,9 +152,9 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	if (shim_leaf_make(span, addr))
 		return;
 	seq = mmu_interval_read_begin(&span->mni);
-	if (mmap_write_lock_killable(mirror->mm))
-		return;
-	shim_mark_system(mirror, span, seq, batch, addr, n);
+	down_write(gate);
+	mmap_read_lock(mirror->mm);
+	shim_mark_exclusive(mirror, span, batch, addr, n, seq);
 	down_write(&span->lock);
 	pte = shim_pte(span, addr);
 	if (pte && !mmu_interval_read_retry(&span->mni, seq)) {
@@ -140,8 +170,8 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 		atomic64_inc(&mirror->gen);
 	up_write(&span->lock);
 	/*
-	 * Those that were marked but not installed come back with the CPU's next touch. Unlocked before mmap_lock is: a
-	 * fork that finds such a page locked fails.
+	 * Those that were marked but not installed come back with the CPU's next touch. Unlocked while mmap_lock keeps
+	 * fork away, which fails when it finds an exclusive entry whose page is locked.
 	 */
 	for (i = 0; i < n; i++) {
 		if (pages[i]) {
@@ -149,7 +179,8 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 			put_page(pages[i]);
 		}
 	}
-	mmap_write_unlock(mirror->mm);
+	mmap_read_unlock(mirror->mm);
+	up_write(gate);
 }
 
 int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
@@ -170,7 +201,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 	int err;
 
 	if (IS_ERR(span)) {
-		memset(status, HMMRT_SHIM_NO_MEMORY, n);
+		memset(status, PTR_ERR(span) == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_NO_MEMORY, n);
 		return 0;
 	}
 	shim_coherent_home(mirror, batch, addr, n);

@@ -258,7 +258,10 @@ int shim_fault_block(struct shim_mirror *mirror, struct shim_batch *batch, unsig
 	int err;
 
 	if (IS_ERR(span)) {
-		memset(batch->status, HMMRT_SHIM_NO_MEMORY, n);
+		++*faults;
+		ev.err = PTR_ERR(span);
+		memset(batch->status, ev.err == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_NO_MEMORY, n);
+		shim_event(mirror, HMMRT_SHIM_BIND_EVENTS_FAULT, &ev);
 		return 0;
 	}
 	if (shim_all_mapped(span, addr, n, write)) {

@@ -427,6 +427,7 @@ static int shim_ioctl_evict(struct shim_file *file, void __user *argp)
 	struct shim_account *only;
 	struct hmmrt_shim_evict e;
 	unsigned long want, now;
+	int err = 0;
 
 	if (IS_ERR(mirror))
 		return PTR_ERR(mirror);
@@ -439,7 +440,11 @@ static int shim_ioctl_evict(struct shim_file *file, void __user *argp)
 	only = e.flags & HMMRT_SHIM_EVICT_ALL ? NULL : mirror->account;
 	want = min_t(u64, e.npages, dev->nframes);
 	e.evicted = 0;
-	while (e.evicted < want && !signal_pending(current)) {
+	while (e.evicted < want) {
+		if (signal_pending(current)) {
+			err = -EINTR;
+			break;
+		}
 		now = shim_evict(dev, only, want - e.evicted);
 		if (!now)
 			break;
@@ -447,7 +452,7 @@ static int shim_ioctl_evict(struct shim_file *file, void __user *argp)
 	}
 	flush_work(&dev->drain);
 	e.left = only ? atomic_long_read(&only->pages) : dev->nframes - READ_ONCE(dev->nfree);
-	return copy_to_user(argp, &e, sizeof(e)) ? -EFAULT : 0;
+	return copy_to_user(argp, &e, sizeof(e)) ? -EFAULT : err;
 }
 
 static int shim_ioctl_wait(struct shim_file *file, void __user *argp)

@@ -10,8 +10,10 @@
  * New entries come afterwards, from a walk checked against the notifier's sequence like any other: installing them in
  * between would race with MADV_DONTNEED, which also holds mmap_lock for reading.
  */
+#include <linux/delay.h>
 #include <linux/highmem.h>
 #include <linux/pagemap.h>
+#include <linux/sched/rt.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -77,7 +79,7 @@ static void shim_clear_page(struct page *page)
 
 /*
  * Gives every migrating page of dev in src[0..n) a new system page, locked, with its contents. pages: n slots of room.
- * `must`: index of the page that matters most (a CPU fault's), or n; only for it does the allocator try hard.
+ * `must`: index of the page that matters most (a CPU fault's), or n; for it alone the OOM killer may be called.
  * Returns how many got one; dst of the others is 0.
  */
 static unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, unsigned long *dst, struct page **pages,
@@ -85,7 +87,7 @@ static unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, 
 {
 	const gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
 	unsigned int i, want = 0, got = 0, used = 0;
-	gfp_t bulk = must < n ? gfp | __GFP_NORETRY : gfp;
+	gfp_t bulk = gfp | (must < n ? __GFP_NORETRY : __GFP_RETRY_MAYFAIL);
 
 	memset(dst, 0, n * sizeof(*dst));
 	for (i = 0; i < n; i++)
@@ -102,7 +104,7 @@ static unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, 
 			got = now;
 		}
 		if (!got) {
-			pages[0] = alloc_page(gfp);
+			pages[0] = alloc_page(must < n ? gfp : bulk);
 			got = !!pages[0];
 		}
 	}
@@ -181,6 +183,17 @@ void shim_home_range(struct shim_device *dev, struct shim_batch *batch, struct m
 	mmap_read_unlock(mm);
 }
 
+/* The same from a device that is not the caller's. One that ends meanwhile brings its pages home by itself. */
+void shim_home_other(struct shim_device *other, struct shim_batch *batch, struct mm_struct *mm, unsigned long start,
+		     unsigned int n, u8 *status)
+{
+	if (!down_read_trylock(&other->life))
+		return;
+	if (!other->gone)
+		shim_home_range(other, batch, mm, start, n, status);
+	up_read(&other->life);
+}
+
 /* Tells of every run of DONE pages. */
 static void shim_tell_moved(struct shim_mirror *mirror, const u8 *status, unsigned long addr, unsigned int n, u16 src,
 			    u16 dst, u16 reason, u64 cookie)
@@ -231,10 +244,11 @@ static u8 shim_explain(struct shim_device *dev, unsigned long pfn)
 }
 
 /*
- * A mapping that cannot take part at all. One that KSM may merge cannot: KSM would read what it merged by the kernel's
- * own mapping, which private memory has not; and migrate_vma replaces entries that KSM's reverse map may not know (a
- * merged page just swapped in), which then nobody restores. Merged pages are in such mappings only, and the flag changes
- * under mmap_lock held for writing.
+ * A mapping that cannot take part at all. One of them is what KSM may merge: migrate_vma_setup() puts its entry in place
+ * before it asks who else maps the page, and the way back is by the page's reverse map. KSM maps a merged page first and
+ * adds it to the page's reverse map afterwards; an entry made in between would never be found again, and whoever touches
+ * it would wait for a page that is not locked. MADV_MERGEABLE takes mmap_lock for writing, and MADV_UNMERGEABLE undoes
+ * all merging.
  */
 static u8 shim_vma_status(struct vm_area_struct *vma)
 {
@@ -283,7 +297,7 @@ int shim_to_sys_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 		if (batch->status[i] != SHIM_UNKNOWN)
 			continue;
 		if (IS_ERR(span)) {
-			batch->status[i] = HMMRT_SHIM_BUSY;
+			batch->status[i] = PTR_ERR(span) == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_BUSY;
 		} else if (batch->pfns[i] & HMM_PFN_ERROR) {
 			batch->status[i] = HMMRT_SHIM_GONE;
 		} else if (shim_explain(dev, batch->pfns[i]) == HMMRT_SHIM_ALREADY) {
@@ -375,9 +389,12 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
 			     u32 flags, u8 granule)
 {
+	struct rw_semaphore *gate = SHIM_HAVE_EXCLUSIVE && shim_is_coherent(mirror->dev) ? shim_gate(mirror->mm) : NULL;
 	unsigned int i, run;
 	int err = 0;
 
+	if (gate)
+		down_read(gate);
 	mmap_read_lock(mirror->mm);
 	for (i = 0; i < n; i += run) {
 		unsigned long at = addr + ((unsigned long)i << PAGE_SHIFT);
@@ -401,6 +418,8 @@ static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batc
 		err = err ? : e;
 	}
 	mmap_read_unlock(mirror->mm);
+	if (gate)
+		up_read(gate);
 	return err;
 }
 
@@ -434,12 +453,7 @@ static int shim_to_dev_clear_way(struct shim_mirror *mirror, struct shim_batch *
 	up_read(&span->lock);
 
 	if (other) {
-		/* A device that ends meanwhile brings its pages home by itself. */
-		if (down_read_trylock(&other->life)) {
-			if (!other->gone)
-				shim_home_range(other, batch, mirror->mm, addr, n, scratch);
-			up_read(&other->life);
-		}
+		shim_home_other(other, batch, mirror->mm, addr, n, scratch);
 		kref_put(&other->ref, shim_device_release);
 	}
 	for (i = 0; i < n; i += run) {
@@ -573,7 +587,14 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 	};
 
 	if (test_and_set_bit_lock(0, &frame->moving)) {
-		cpu_relax();
+		/*
+		 * One that the mover cannot preempt would come back for ever: it lets go of the processor, for less than
+		 * the mover waits for its reference.
+		 */
+		if (rt_task(current))
+			usleep_range(20, 50);
+		else
+			cpu_relax();
 		return 0;
 	}
 	if (order > SHIM_SMALL_ORDER) {

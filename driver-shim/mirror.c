@@ -135,7 +135,15 @@ static struct mmu_notifier *shim_mn_alloc(struct mm_struct *mm)
 {
 	struct shim_mirror *mirror = kzalloc(sizeof(*mirror), GFP_KERNEL_ACCOUNT);
 
-	return mirror ? &mirror->mn : ERR_PTR(-ENOMEM);
+	if (!mirror)
+		return ERR_PTR(-ENOMEM);
+	mutex_init(&mirror->binding);
+	mutex_init(&mirror->grow);
+	spin_lock_init(&mirror->files_lock);
+	INIT_LIST_HEAD(&mirror->file_list);
+	xa_init(&mirror->spans);
+	atomic64_set(&mirror->gen, 1);
+	return &mirror->mn;
 }
 
 static void shim_mn_free(struct mmu_notifier *mn)
@@ -158,63 +166,31 @@ void shim_mirror_init_ops(struct shim_device *dev)
 	};
 }
 
-/* The mirror of mm (the caller's own) on dev, made if there is none. Sleeps; takes mmap_lock. */
-struct shim_mirror *shim_mirror_get(struct shim_device *dev, struct mm_struct *mm)
+/* The first file of a mirror: new, or left by its last one a moment ago. */
+static int shim_mirror_begin(struct shim_mirror *mirror, struct shim_device *dev, struct mm_struct *mm)
 {
-	struct shim_mirror *mirror;
-	struct mmu_notifier *mn;
-
-	mutex_lock(&dev->bind_lock);
-	list_for_each_entry(mirror, &dev->mirrors, node) {
-		if (mirror->mm == mm) {
-			mirror->files++;
-			goto out;
-		}
+	if (!mirror->dev) {
+		kref_get(&dev->ref);
+		WRITE_ONCE(mirror->dev, dev);
 	}
-	mn = mmu_notifier_get(&dev->mn_ops, mm);
-	if (IS_ERR(mn)) {
-		mirror = ERR_CAST(mn);
-		goto out;
-	}
-	mirror = container_of(mn, struct shim_mirror, mn);
-	kref_get(&dev->ref);
-	mirror->dev = dev;
-	mirror->mm = mm;
-	mirror->files = 1;
-	atomic64_set(&mirror->gen, 1);
-	xa_init(&mirror->spans);
-	mutex_init(&mirror->grow);
-	spin_lock_init(&mirror->files_lock);
-	INIT_LIST_HEAD(&mirror->file_list);
 	mirror->account = shim_account_get(dev, mm);
-	if (!mirror->account) {
-		mmu_notifier_put(mn);
-		mirror = ERR_PTR(-ENOMEM);
-		goto out;
-	}
+	if (!mirror->account)
+		return -ENOMEM;
 	mmgrab(mm);
+	mirror->mm = mm;
 	spin_lock(&dev->list_lock);
 	list_add(&mirror->node, &dev->mirrors);
 	spin_unlock(&dev->list_lock);
-out:
-	mutex_unlock(&dev->bind_lock);
-	return mirror;
+	return 0;
 }
 
-/* A file goes; with the last, the mirror. Pages on the device stay: they belong to the process, not to the mirror. */
-void shim_mirror_put(struct shim_mirror *mirror)
+static void shim_mirror_end(struct shim_mirror *mirror)
 {
 	struct shim_device *dev = mirror->dev;
-	struct mm_struct *mm = mirror->mm;
 	struct shim_span *span;
 	unsigned long key;
 	unsigned int i;
 
-	mutex_lock(&dev->bind_lock);
-	if (--mirror->files) {
-		mutex_unlock(&dev->bind_lock);
-		return;
-	}
 	spin_lock(&dev->list_lock);
 	list_del(&mirror->node);
 	spin_unlock(&dev->list_lock);
@@ -226,9 +202,42 @@ void shim_mirror_put(struct shim_mirror *mirror)
 	}
 	xa_destroy(&mirror->spans);
 	shim_account_put(mirror->account, 0);
+	mmdrop(mirror->mm);
+}
+
+/*
+ * The mirror of mm (the caller's own) on dev, made if there is none. The kernel keeps them unique: for the same ops and
+ * mm it counts and returns the notifier that there is. Sleeps; takes mmap_lock, so no lock that another mm needs is held.
+ */
+struct shim_mirror *shim_mirror_get(struct shim_device *dev, struct mm_struct *mm)
+{
+	struct mmu_notifier *mn = mmu_notifier_get(&dev->mn_ops, mm);
+	struct shim_mirror *mirror;
+	int err = 0;
+
+	if (IS_ERR(mn))
+		return ERR_CAST(mn);
+	mirror = container_of(mn, struct shim_mirror, mn);
+	mutex_lock(&mirror->binding);
+	if (!mirror->files)
+		err = shim_mirror_begin(mirror, dev, mm);
+	if (!err)
+		mirror->files++;
+	mutex_unlock(&mirror->binding);
+	if (!err)
+		return mirror;
+	mmu_notifier_put(mn);
+	return ERR_PTR(err);
+}
+
+/* A file goes; with the last, the mirror. Pages on the device stay: they belong to the process, not to the mirror. */
+void shim_mirror_put(struct shim_mirror *mirror)
+{
+	mutex_lock(&mirror->binding);
+	if (!--mirror->files)
+		shim_mirror_end(mirror);
+	mutex_unlock(&mirror->binding);
 	mmu_notifier_put(&mirror->mn);	/* frees the mirror, in time */
-	mutex_unlock(&dev->bind_lock);
-	mmdrop(mm);
 }
 
 struct shim_span *shim_span_find(struct shim_mirror *mirror, unsigned long addr)
@@ -236,7 +245,23 @@ struct shim_span *shim_span_find(struct shim_mirror *mirror, unsigned long addr)
 	return xa_load(&mirror->spans, addr >> SHIM_SPAN_SHIFT);
 }
 
-/* The span of addr, made if there is none, or an error. Not under mmap_lock. */
+/* Whether anything is mapped in the span of addr, from addr on. */
+static bool shim_span_used(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma;
+	bool used;
+
+	mmap_read_lock(mm);
+	vma = find_vma(mm, addr);
+	used = vma && vma->vm_start < ALIGN(addr + 1, 1ul << SHIM_SPAN_SHIFT);
+	mmap_read_unlock(mm);
+	return used;
+}
+
+/*
+ * The span of addr, made if there is none, or an error: -EFAULT where nothing is mapped, for which nothing is kept.
+ * Not under mmap_lock.
+ */
 struct shim_span *shim_span_get(struct shim_mirror *mirror, unsigned long addr)
 {
 	struct shim_span *span = shim_span_find(mirror, addr);
@@ -244,6 +269,8 @@ struct shim_span *shim_span_get(struct shim_mirror *mirror, unsigned long addr)
 
 	if (span)
 		return span;
+	if (!shim_span_used(mirror->mm, addr))
+		return ERR_PTR(-EFAULT);
 	mutex_lock(&mirror->grow);
 	span = shim_span_find(mirror, addr);
 	if (span)

@@ -27,7 +27,7 @@ int shim_ring_create(struct shim_ring *ring, unsigned int order, int eventfd)
 	ring->mask = (1ull << order) - 1;
 	ring->bytes = PAGE_ALIGN(PAGE_SIZE + ((ring->mask + 1) * sizeof(*ring->events)));
 	/* A process may have many files: charged to it. */
-	ring->hdr = __vmalloc(ring->bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	ring->hdr = __vmalloc(ring->bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN);
 	if (!ring->hdr) {
 		shim_ring_destroy(ring);
 		return -ENOMEM;

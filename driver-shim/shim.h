@@ -19,8 +19,9 @@
  *
  *   shim_device.life        read: every ioctl; write: the end of the device; another device's by trylock only
  *   shim_file.bind_lock     BIND happens once
- *   shim_device.bind_lock   mirrors come and go
- *   shim_devices_lock       the list of devices; held by EXCLUSIVE while coherent pages go home
+ *   shim_mirror.binding     its files come and go
+ *   shim_devices_lock       the list of devices
+ *   shim_gate()             of an mm: read: TO_DEV to coherent memory; written: EXCLUSIVE
  *   mmap_lock, folio locks  the kernel's
  *   mmu notifiers           the kernel's
  *   shim_mirror.grow        spans and leaves come (never under mmap_lock)
@@ -106,9 +107,8 @@ struct shim_device {
 	bool gone;
 	wait_queue_head_t wait;		/* WAIT sleeps here; woken by events and by the end */
 
-	struct mutex bind_lock;		/* mirrors come and go */
-	spinlock_t list_lock;		/* both lists, for short looks */
-	struct list_head mirrors;	/* changed under both locks */
+	spinlock_t list_lock;		/* the lists, for short looks */
+	struct list_head mirrors;	/* list_lock; those with files */
 	struct list_head accounts;	/* list_lock */
 	struct list_head movers;	/* list_lock */
 	struct mmu_notifier_ops mn_ops;	/* own copy: makes mirrors unique per (mm, device) */
@@ -193,7 +193,8 @@ struct shim_mirror {
 	struct mm_struct *mm;
 	struct shim_account *account;
 	struct list_head node;		/* dev->mirrors */
-	unsigned int files;		/* bind_lock */
+	struct mutex binding;
+	unsigned int files;		/* binding; each also counts in mn */
 	bool dead;			/* the address space is gone */
 	atomic64_t gen;
 	struct xarray spans;		/* by address >> SHIM_SPAN_SHIFT */
@@ -305,6 +306,10 @@ void shim_home_vma(struct shim_device *dev, struct shim_batch *batch, struct vm_
 		   unsigned int n, u8 *status);
 void shim_home_range(struct shim_device *dev, struct shim_batch *batch, struct mm_struct *mm, unsigned long start,
 		     unsigned int n, u8 *status);
+void shim_home_other(struct shim_device *other, struct shim_batch *batch, struct mm_struct *mm, unsigned long start,
+		     unsigned int n, u8 *status);
+void shim_gates_init(void);
+struct rw_semaphore *shim_gate(struct mm_struct *mm);
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr);
 vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf);
 void shim_mover_wait(struct shim_device *dev);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "hmmrt_shim.h"
@@ -25,6 +26,8 @@ enum { k_pages = 64 };
       exit(1);                                                                                       \
     }                                                                                                \
   } while (0)
+
+static unsigned visits;
 
 /* One visit to `node`. False when it is not there. */
 static int visit(const char* node, int may_be_away) {
@@ -51,6 +54,8 @@ static int visit(const char* node, int may_be_away) {
   if (!may_be_away)
     printf("smoke: %s: type %u, %llu of %u pages went there\n", node, query.mem_type, (unsigned long long)range.done,
            k_pages);
+  /* What is locked in memory leaves references behind for a while as it is unmapped. */
+  if (visits++ & 1) CHECK(mlock(memory, bytes) == 0);
   if (query.mem_type != HMMRT_SHIM_MEM_NONE && !may_be_away) CHECK(range.done == k_pages);
 
   struct hmmrt_shim_access access[2] = {
