@@ -38,7 +38,7 @@ static void shim_copy_one(struct page *dst, struct page *src)
 /* Copies src[i] to dst[i] (migration entries) wherever both name a page, as long runs of adjacent memory. */
 static void shim_copy_pages(const unsigned long *dst, const unsigned long *src, unsigned int n)
 {
-	unsigned int i, run;
+	unsigned int i, k, run;
 
 	for (i = 0; i < n; i += run) {
 		struct page *d = migrate_pfn_to_page(dst[i]), *s = migrate_pfn_to_page(src[i]);
@@ -61,7 +61,9 @@ static void shim_copy_pages(const unsigned long *dst, const unsigned long *src, 
 				break;
 			run++;
 		}
-		memcpy(to, from, run * PAGE_SIZE);
+		/* By words: memcpy() may go by bytes, which not every processor (and no emulator) makes fast. */
+		for (k = 0; k < run; k++)
+			copy_page(to + k * PAGE_SIZE, from + k * PAGE_SIZE);
 		cond_resched();
 	}
 }

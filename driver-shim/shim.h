@@ -129,7 +129,7 @@ struct shim_device {
 	bool closing;			/* no new frames */
 	/* end of frame_lock */
 	struct llist_head freed;
-	struct work_struct drain;
+	struct delayed_work drain;
 
 	bool inject_on;
 	struct shim_fault_point inject[HMMRT_SHIM_INJECT_KINDS];

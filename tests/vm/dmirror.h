@@ -15,6 +15,7 @@ struct dmirror_cmd {
 #define DMIRROR_READ _IOWR('H', 0x00, struct dmirror_cmd)
 #define DMIRROR_TO_DEV _IOWR('H', 0x02, struct dmirror_cmd)
 #define DMIRROR_TO_SYS _IOWR('H', 0x03, struct dmirror_cmd)
+#define DMIRROR_SNAPSHOT _IOWR('H', 0x04, struct dmirror_cmd) /* ptr: a byte a page */
 
 static const char* const k_dmirror_node = "/dev/hmm_dmirror0";
 
