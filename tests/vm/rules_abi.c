@@ -112,7 +112,7 @@ static void ranges_are_bounded(void) {
   CHECK_EQ(to_dev(fd, (void*)-(uintptr_t)k_page, 1), -EINVAL);
   CHECK_EQ(to_dev(fd, (void*)-(uintptr_t)k_page, 2), -EINVAL);
   CHECK_EQ(to_dev(fd, (void*)0xffff888000000000, 1), -EINVAL);
-  CHECK_EQ(to_dev(fd, (void*)0x7ffffffff000, 1), -EINVAL);
+  CHECK_EQ(to_dev(fd, (void*)0xfffffffffff000, 1), -EINVAL);
   struct hmmrt_shim_range range = {.addr = (uintptr_t)p, .npages = 4};
   struct hmmrt_shim_ranges ranges = {.ranges_ptr = (uintptr_t)&range};
   refused_with(fd, HMMRT_SHIM_TO_DEV, &ranges, EINVAL);
