@@ -405,12 +405,19 @@ static void to_dev_races_mprotect(void) {
   CHECK_FILLED(race_pages, 5, 10);
 }
 
+/* With pauses: where spinlocks are unfair (a stock kernel that knows it is a guest), this starved the child of its own
+ * page-table lock for a minute. */
+static void migrate_with_pauses(void* unused) {
+  migrate_race(unused);
+  usleep(200);
+}
+
 static void to_dev_races_fork(void) {
   struct looper mover;
   const double since = seconds();
   race_pages = map_pages(k_race);
   fill(race_pages, k_race, 11);
-  start(&mover, migrate_race, NULL);
+  start(&mover, migrate_with_pauses, NULL);
   for (int i = 0; !enough(since, i, 40); i++) {
     const pid_t pid = forked();
     if (pid == 0) {
