@@ -112,11 +112,8 @@ static void __attribute__((noreturn)) process(uint64_t from) {
       execv(self, argv);
       fail("exec: %d", errno);
     }
-    case 4:
-      kill(getpid(), SIGKILL);
-      break;
-    default:
-      break;
+    case 4: kill(getpid(), SIGKILL); break;
+    default: break;
   }
   _exit(0);
 }
@@ -132,8 +129,8 @@ static int after_exec(void) {
     memset(&query, 0, sizeof(query));
     if (ioctl(fd, HMMRT_SHIM_QUERY, &query)) continue;
     range.addr = (uintptr_t)self / k_page * k_page;
-    if (!ioctl(fd, HMMRT_SHIM_TO_DEV, &batch) ||
-        (errno != ESRCH && errno != EPERM && errno != ENOTCONN && errno != ENODEV)) {
+    if (!ioctl(fd, HMMRT_SHIM_TO_DEV, &batch) || (errno != ESRCH && errno != EPERM && errno != ENOTCONN &&
+                                                   errno != ENODEV)) {
       fprintf(stderr, "fuzz: FAIL: a descriptor works after exec: errno %d\n", errno);
       return 1;
     }
@@ -155,9 +152,9 @@ static int find_devices(void) {
 /* Allocations fail for those who ask for it (starving_begin()), one in 30. */
 static void allow_starving(void) {
   static const char* const points[] = {"failslab", "fail_page_alloc"};
-  static const char* const settings[][2] = {
-      {"verbose", "0"},         {"task-filter", "Y"},        {"times", "-1"},    {"interval", "1"},   {"space", "0"},
-      {"ignore-gfp-wait", "N"}, {"ignore-gfp-highmem", "N"}, {"min-order", "0"}, {"probability", "3"}};
+  static const char* const settings[][2] = {{"verbose", "0"},         {"task-filter", "Y"}, {"times", "-1"},
+                                            {"interval", "1"},        {"space", "0"},       {"ignore-gfp-wait", "N"},
+                                            {"ignore-gfp-highmem", "N"}, {"min-order", "0"},   {"probability", "3"}};
   char path[128];
   int points_set = 0;
 
@@ -224,13 +221,14 @@ static int empty(void) {
 }
 
 static void report(double start) {
-  static const char* const names[] = {"done",          "already",  "busy",        "pinned",    "gone",  "forbidden",
-                                      "not populated", "no space", "unsupported", "no memory", "failed"};
+  static const char* const names[] = {"done", "already", "busy", "pinned", "gone", "forbidden", "not populated",
+                                      "no space", "unsupported", "no memory", "failed"};
 
   printf("fuzz: %.0f s", now() - start);
   for (int i = 0; i < k_counts; i++) printf(", %s %llu", k_count_names[i], (unsigned long long)shared->counts[i]);
   printf("\nfuzz: statuses");
-  for (int i = 0; i <= HMMRT_SHIM_FAILED; i++) printf(", %s %llu", names[i], (unsigned long long)shared->status[i]);
+  for (int i = 0; i <= HMMRT_SHIM_FAILED; i++)
+    printf(", %s %llu", names[i], (unsigned long long)shared->status[i]);
   printf("\n");
 }
 

@@ -63,9 +63,9 @@ enum count {
   k_unbound,
   k_counts
 };
-static const char* const k_count_names[k_counts] = {"owned",        "wild",        "pages checked", "pages moved",
-                                                    "device bytes", "atomics",     "forks",         "execs",
-                                                    "kills",        "interrupted", "starved",       "devices unbound"};
+static const char* const k_count_names[k_counts] = {"owned",   "wild",  "pages checked", "pages moved", "device bytes",
+                                                    "atomics", "forks", "execs",         "kills",       "interrupted",
+                                                    "starved", "devices unbound"};
 
 struct shared {
   atomic_int stop;

@@ -66,12 +66,10 @@ static void check_words(struct own* o, size_t page, const volatile uint64_t* got
   }
   uint64_t seen[k_words];
   for (unsigned k = 0; k < k_words; k++) seen[k] = got[word_at(k)];
-  fail(
-      "page %zu at %p, read by %s: value %u count %u%s expected (word 0 %llx); found %llx %llx %llx ... %llx, count "
-      "%llu",
-      page, (void*)words(o, page), by, m->value, m->count, m->maybe ? " or zeroes" : "",
-      (unsigned long long)word_of(m->value, 0), (unsigned long long)seen[0], (unsigned long long)seen[1],
-      (unsigned long long)seen[2], (unsigned long long)seen[7], (unsigned long long)got[k_counter_word]);
+  fail("page %zu at %p, read by %s: value %u count %u%s expected (word 0 %llx); found %llx %llx %llx ... %llx, count %llu",
+       page, (void*)words(o, page), by, m->value, m->count, m->maybe ? " or zeroes" : "",
+       (unsigned long long)word_of(m->value, 0), (unsigned long long)seen[0], (unsigned long long)seen[1],
+       (unsigned long long)seen[2], (unsigned long long)seen[7], (unsigned long long)got[k_counter_word]);
 }
 
 static void own_check(struct own* o, size_t page, size_t n) {
@@ -175,8 +173,8 @@ static void check_range(const struct hmmrt_shim_range* r, const uint8_t* status,
 
   if (r->done + r->busy + r->skipped > r->npages) fail("range: more pages served than asked for");
   if (!whole) return;
-  if (r->done + r->busy + r->skipped != r->npages)
-    fail("range: %llu pages unaccounted for", (unsigned long long)(r->npages - r->done - r->busy - r->skipped));
+  if (r->done + r->busy + r->skipped != r->npages) fail("range: %llu pages unaccounted for",
+      (unsigned long long)(r->npages - r->done - r->busy - r->skipped));
   for (uint64_t i = 0; i < r->npages; i++) {
     uint8_t s = status[i];
 
@@ -192,9 +190,8 @@ static void check_range(const struct hmmrt_shim_range* r, const uint8_t* status,
 }
 
 static void own_range(struct own* o) {
-  static const unsigned long commands[] = {HMMRT_SHIM_TO_DEV,   HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV,
-                                           HMMRT_SHIM_TO_SYS,   HMMRT_SHIM_FAULT,  HMMRT_SHIM_SNAPSHOT,
-                                           HMMRT_SHIM_EXCLUSIVE};
+  static const unsigned long commands[] = {HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV,   HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_SYS,
+                                           HMMRT_SHIM_FAULT,  HMMRT_SHIM_SNAPSHOT, HMMRT_SHIM_EXCLUSIVE};
   struct hmmrt_shim_ranges batch = {.ranges_ptr = (uintptr_t)o->ranges, .count = (uint32_t)length(&o->r, k_batch)};
   unsigned long command = commands[below(&o->r, 7)];
   int fd = own_fd(o), ret, err, starved;
@@ -206,8 +203,8 @@ static void own_range(struct own* o) {
     struct hmmrt_shim_range* range = &o->ranges[i];
 
     if (page + n > k_own_pages) n = k_own_pages - page;
-    *range = (struct hmmrt_shim_range){
-        .addr = (uintptr_t)words(o, page), .npages = n, .cookie = number(&o->r), .status_ptr = (uintptr_t)status};
+    *range = (struct hmmrt_shim_range){.addr = (uintptr_t)words(o, page), .npages = n, .cookie = number(&o->r),
+                                       .status_ptr = (uintptr_t)status};
     status += n;
     if (command == HMMRT_SHIM_FAULT) range->flags = (uint32_t)below(&o->r, 2);
     if (command == HMMRT_SHIM_TO_DEV)
@@ -229,8 +226,7 @@ static void own_range(struct own* o) {
 }
 
 static void own_device_write(struct own* o, size_t page, size_t n) {
-  struct hmmrt_shim_access a = {.addr = (uintptr_t)words(o, page),
-                                .buf = (uintptr_t)o->buffer,
+  struct hmmrt_shim_access a = {.addr = (uintptr_t)words(o, page), .buf = (uintptr_t)o->buffer,
                                 .op = HMMRT_SHIM_OP_WRITE,
                                 .flags = one_in(&o->r, 8) ? HMMRT_SHIM_ACCESS_NO_FAULT : 0};
   struct hmmrt_shim_accesses batch = {.accesses_ptr = (uintptr_t)&a, .count = 1};
@@ -250,8 +246,8 @@ static void own_device_write(struct own* o, size_t page, size_t n) {
   err = errno;
   starving_end(starved);
   known = call_ok(o, fd, ret, err, starved, "device write") && (!ret || err == EINTR);
-  if (known && a.done > a.len)
-    fail("device write: %llu of %llu bytes", (unsigned long long)a.done, (unsigned long long)a.len);
+  if (known && a.done > a.len) fail("device write: %llu of %llu bytes", (unsigned long long)a.done,
+                                    (unsigned long long)a.len);
   if (known && !ret && !a.err && a.done != a.len) fail("device write: short without an error");
   count(k_device_bytes, known ? a.done : 0);
   for (size_t i = 0; i < n; i++) {
@@ -267,8 +263,8 @@ static void own_device_write(struct own* o, size_t page, size_t n) {
 }
 
 static void own_device_read(struct own* o, size_t page, size_t n) {
-  struct hmmrt_shim_access a = {
-      .addr = (uintptr_t)words(o, page), .buf = (uintptr_t)o->buffer, .op = HMMRT_SHIM_OP_READ};
+  struct hmmrt_shim_access a = {.addr = (uintptr_t)words(o, page), .buf = (uintptr_t)o->buffer,
+                                .op = HMMRT_SHIM_OP_READ};
   struct hmmrt_shim_accesses batch = {.accesses_ptr = (uintptr_t)&a, .count = 1};
   int fd = own_fd(o), starved, ret, err;
 
@@ -289,8 +285,7 @@ static void own_device_read(struct own* o, size_t page, size_t n) {
 
 static void own_atomic(struct own* o, size_t page) {
   struct page_model* m = &o->model[page];
-  struct hmmrt_shim_access a = {.addr = (uintptr_t)(words(o, page) + k_counter_word),
-                                .len = one_in(&o->r, 2) ? 4 : 8,
+  struct hmmrt_shim_access a = {.addr = (uintptr_t)(words(o, page) + k_counter_word), .len = one_in(&o->r, 2) ? 4 : 8,
                                 .op = one_in(&o->r, 2) ? HMMRT_SHIM_OP_ADD : HMMRT_SHIM_OP_CAS,
                                 .flags = one_in(&o->r, 2) ? HMMRT_SHIM_ACCESS_EXCLUSIVE : 0};
   struct hmmrt_shim_accesses batch = {.accesses_ptr = (uintptr_t)&a, .count = 1};
@@ -325,8 +320,8 @@ static void own_atomic(struct own* o, size_t page) {
     m->count = (uint32_t)now;
   } else if (a.done) {
     if (a.err || !(m->prot & PROT_WRITE)) fail("page %zu: atomic done, err %d, protection %d", page, a.err, m->prot);
-    if (a.out != m->count)
-      fail("page %zu: the device's atomic found %llu, not %u", page, (unsigned long long)a.out, m->count);
+    if (a.out != m->count) fail("page %zu: the device's atomic found %llu, not %u", page, (unsigned long long)a.out,
+                                m->count);
     m->count = next;
   }
 }
@@ -341,10 +336,9 @@ static void own_reset(struct own* o, size_t page, size_t n) {
 }
 
 static void own_madvise(struct own* o, size_t page, size_t n) {
-  static const int advice[] = {
-      MADV_DONTNEED,     8 /* FREE */,         MADV_COLD, MADV_PAGEOUT, MADV_HUGEPAGE,          MADV_NOHUGEPAGE,
-      MADV_MERGEABLE,    13 /* UNMERGEABLE */, 13,        13,           22 /* POPULATE_READ */, 23 /* POPULATE_WRITE */,
-      25 /* COLLAPSE */, MADV_WILLNEED};
+  static const int advice[] = {MADV_DONTNEED, 8 /* FREE */,     MADV_COLD, MADV_PAGEOUT,       MADV_HUGEPAGE,
+                               MADV_NOHUGEPAGE, MADV_MERGEABLE, 13 /* UNMERGEABLE */, 13, 13, 22 /* POPULATE_READ */,
+                               23 /* POPULATE_WRITE */, 25 /* COLLAPSE */, MADV_WILLNEED};
   int what = advice[below(&o->r, sizeof(advice) / sizeof(*advice))];
   int starved = starving_begin(&o->r), ret = madvise(o->base + page * k_page, n * k_page, what);
 
@@ -379,8 +373,8 @@ static void own_move(struct own* o, size_t from, size_t n) {
 
   if (to + n > k_own_pages || (to < from + n && from < to + n)) return;
   int starved = starving_begin(&o->r);
-  void* at =
-      mremap(o->base + from * k_page, n * k_page, n * k_page, MREMAP_MAYMOVE | MREMAP_FIXED, o->base + to * k_page);
+  void* at = mremap(o->base + from * k_page, n * k_page, n * k_page, MREMAP_MAYMOVE | MREMAP_FIXED,
+                    o->base + to * k_page);
 
   starving_end(starved);
   if (at == MAP_FAILED) {
@@ -418,8 +412,8 @@ static void own_child(struct own* o, const char* self) {
   if (inherited >= 0) {
     struct hmmrt_shim_ranges batch = {.ranges_ptr = (uintptr_t)o->ranges, .count = 1};
 
-    if (ioctl(inherited, HMMRT_SHIM_FAULT, &batch) != -1 ||
-        (errno != EPERM && errno != ESRCH && errno != ENODEV && errno != EINTR))
+    if (ioctl(inherited, HMMRT_SHIM_FAULT, &batch) != -1 || (errno != EPERM && errno != ESRCH && errno != ENODEV &&
+                                                             errno != EINTR))
       fail("a child used its parent's descriptor: errno %d", errno);
     if (!ioctl(inherited, HMMRT_SHIM_QUERY, &query) && query.my_pages) fail("a child sees its parent's account");
   }
@@ -433,21 +427,11 @@ static void own_child(struct own* o, const char* self) {
 
       if (page + n > k_own_pages) n = k_own_pages - page;
       switch (below(&o->r, 5)) {
-        case 0:
-          own_range(o);
-          break;
-        case 1:
-          own_device_write(o, page, n);
-          break;
-        case 2:
-          own_device_read(o, page, n);
-          break;
-        case 3:
-          own_cpu_write(o, page, n);
-          break;
-        default:
-          own_check(o, page, n);
-          break;
+        case 0: own_range(o); break;
+        case 1: own_device_write(o, page, n); break;
+        case 2: own_device_read(o, page, n); break;
+        case 3: own_cpu_write(o, page, n); break;
+        default: own_check(o, page, n); break;
       }
     }
     own_check(o, 0, k_own_pages);
@@ -495,39 +479,17 @@ static void own_step(struct own* o, const char* self) {
   if (page + n > k_own_pages) n = k_own_pages - page;
   count(k_own_ops, 1);
   switch (below(&o->r, 40)) {
-    case 0 ... 9:
-      own_range(o);
-      break;
-    case 10 ... 14:
-      own_cpu_write(o, page, n);
-      break;
-    case 15 ... 19:
-      own_check(o, page, n);
-      break;
-    case 20 ... 22:
-      own_device_write(o, page, n);
-      break;
-    case 23 ... 25:
-      own_device_read(o, page, n);
-      break;
-    case 26 ... 29:
-      own_atomic(o, page);
-      break;
-    case 30 ... 33:
-      own_madvise(o, page, n);
-      break;
-    case 34:
-      own_mprotect(o, page, n);
-      break;
-    case 35:
-      own_move(o, page, n);
-      break;
-    case 36:
-      own_reset(o, page, n);
-      break;
-    case 37:
-      own_syscall(o, page);
-      break;
+    case 0 ... 9: own_range(o); break;
+    case 10 ... 14: own_cpu_write(o, page, n); break;
+    case 15 ... 19: own_check(o, page, n); break;
+    case 20 ... 22: own_device_write(o, page, n); break;
+    case 23 ... 25: own_device_read(o, page, n); break;
+    case 26 ... 29: own_atomic(o, page); break;
+    case 30 ... 33: own_madvise(o, page, n); break;
+    case 34: own_mprotect(o, page, n); break;
+    case 35: own_move(o, page, n); break;
+    case 36: own_reset(o, page, n); break;
+    case 37: own_syscall(o, page); break;
     case 38:
       if (one_in(&o->r, 4)) own_fork(o, self);
       break;
@@ -551,8 +513,8 @@ static void own_start(struct own* o, int devices, char (*nodes)[32], uint64_t fr
   memcpy(o->nodes, nodes, sizeof(o->nodes));
   for (int d = 0; d < k_devices; d++) o->fds[d] = -1;
   at = mmap(NULL, bytes + k_block, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  o->status =
-      mmap(NULL, k_own_pages + k_buffer_pages * k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  o->status = mmap(NULL, k_own_pages + k_buffer_pages * k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                   -1, 0);
   if (at == MAP_FAILED || o->status == MAP_FAILED || pipe2(o->pipe, O_NONBLOCK | O_CLOEXEC)) fail("no memory to start");
   o->buffer = (uint64_t*)(o->status + k_own_pages / k_page * k_page + k_page);
   o->base = (char*)(((uintptr_t)at + k_block - 1) / k_block * k_block);

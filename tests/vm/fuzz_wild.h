@@ -34,23 +34,8 @@ static size_t wild_length(struct wild* w, struct rng* r, const char* at) {
 
 /* An address or a length that is wrong in some way. */
 static uint64_t odd_number(struct rng* r) {
-  static const uint64_t edges[] = {0,
-                                   1,
-                                   7,
-                                   8,
-                                   4095,
-                                   4096,
-                                   4097,
-                                   1ull << 31,
-                                   1ull << 32,
-                                   1ull << 28,
-                                   (1ull << 28) + 1,
-                                   1ull << 47,
-                                   (1ull << 47) - 4096,
-                                   ~0ull,
-                                   ~0ull - 4095,
-                                   1ull << 63,
-                                   1ull << 40};
+  static const uint64_t edges[] = {0, 1, 7, 8, 4095, 4096, 4097, 1ull << 31, 1ull << 32, 1ull << 28, (1ull << 28) + 1,
+                                   1ull << 47, (1ull << 47) - 4096, ~0ull, ~0ull - 4095, 1ull << 63, 1ull << 40};
 
   return one_in(r, 3) ? number(r) : edges[below(r, sizeof(edges) / sizeof(*edges))];
 }
@@ -106,35 +91,29 @@ static void wild_argument(struct wild* w, struct rng* r, unsigned long command, 
       struct hmmrt_shim_ranges* a = arg;
 
       *a = (struct hmmrt_shim_ranges){.ranges_ptr = one_in(r, 40) ? wild_buffer(w, r) : (uintptr_t)list,
-                                      .count = (uint32_t)field(r, many),
-                                      .flags = (uint32_t)field(r, 0),
+                                      .count = (uint32_t)field(r, many), .flags = (uint32_t)field(r, 0),
                                       .pad1 = field(r, 0)};
       for (uint32_t i = 0; i < many && i < 8; i++) {
         char* at = wild_page(w, r);
         struct hmmrt_shim_range range = {.addr = one_in(r, 40) ? wild_address(w, r) : (uintptr_t)at,
                                          .npages = field(r, wild_length(w, r, at)),
-                                         .flags = (uint32_t)field(r, 0),
-                                         .pad0 = (uint32_t)field(r, 0),
+                                         .flags = (uint32_t)field(r, 0), .pad0 = (uint32_t)field(r, 0),
                                          .cookie = number(r),
                                          .status_ptr = one_in(r, 3) ? 0 : wild_buffer(w, r)};
 
-        if (command == HMMRT_SHIM_TO_DEV && one_in(r, 2))
-          range.flags = (uint32_t)below(r, 16) << 8 | (uint32_t)below(r, 4) << 1;
+        if (command == HMMRT_SHIM_TO_DEV && one_in(r, 2)) range.flags = (uint32_t)below(r, 16) << 8 | (uint32_t)below(r, 4) << 1;
         if (command == HMMRT_SHIM_FAULT && one_in(r, 2)) range.flags = 1;
         put_wild(list + i * sizeof(range), &range, sizeof(range));
       }
       break;
     }
     case HMMRT_SHIM_ACCESS: {
-      *(struct hmmrt_shim_accesses*)arg =
-          (struct hmmrt_shim_accesses){.accesses_ptr = one_in(r, 40) ? wild_buffer(w, r) : (uintptr_t)list,
-                                       .count = (uint32_t)field(r, many),
-                                       .flags = (uint32_t)field(r, 0)};
+      *(struct hmmrt_shim_accesses*)arg = (struct hmmrt_shim_accesses){
+          .accesses_ptr = one_in(r, 40) ? wild_buffer(w, r) : (uintptr_t)list,
+          .count = (uint32_t)field(r, many), .flags = (uint32_t)field(r, 0)};
       for (uint32_t i = 0; i < many && i < 8; i++) {
-        struct hmmrt_shim_access a = {.addr = wild_address(w, r),
-                                      .op = (uint32_t)field(r, below(r, 5)),
-                                      .flags = (uint32_t)field(r, below(r, 4)),
-                                      .buf = wild_buffer(w, r)};
+        struct hmmrt_shim_access a = {.addr = wild_address(w, r), .op = (uint32_t)field(r, below(r, 5)),
+                                      .flags = (uint32_t)field(r, below(r, 4)), .buf = wild_buffer(w, r)};
 
         a.len = field(r, length(r, 1u << 20));
         if (a.op == HMMRT_SHIM_OP_ADD || a.op == HMMRT_SHIM_OP_CAS) a.len = field(r, one_in(r, 2) ? 4 : 8);
@@ -154,26 +133,23 @@ static void wild_argument(struct wild* w, struct rng* r, unsigned long command, 
                                                                  .pad1 = field(r, 0)};
       break;
     case HMMRT_SHIM_WAIT:
-      *(struct hmmrt_shim_wait*)arg =
-          (struct hmmrt_shim_wait){.seq = field(r, below(r, 200)),
-                                   .timeout_ns = one_in(r, 20) ? -1 : (int64_t)below(r, 3000000),
-                                   .pad0 = field(r, 0)};
+      *(struct hmmrt_shim_wait*)arg = (struct hmmrt_shim_wait){
+          .seq = field(r, below(r, 200)), .timeout_ns = one_in(r, 20) ? -1 : (int64_t)below(r, 3000000),
+          .pad0 = field(r, 0)};
       break;
     case HMMRT_SHIM_INJECT:
-      *(struct hmmrt_shim_inject*)arg =
-          (struct hmmrt_shim_inject){.kind = (uint32_t)field(r, below(r, HMMRT_SHIM_INJECT_KINDS)),
-                                     .skip = field(r, length(r, 512)),
-                                     .count = length(r, 32)};
+      *(struct hmmrt_shim_inject*)arg = (struct hmmrt_shim_inject){
+          .kind = (uint32_t)field(r, below(r, HMMRT_SHIM_INJECT_KINDS)), .skip = field(r, length(r, 512)),
+          .count = length(r, 32)};
       break;
-    default:
-      break;
+    default: break;
   }
 }
 
 static void wild_call(struct wild* w, struct rng* r) {
   static const unsigned long commands[] = {
-      HMMRT_SHIM_QUERY,  HMMRT_SHIM_BIND,   HMMRT_SHIM_FAULT,  HMMRT_SHIM_FAULT,     HMMRT_SHIM_SNAPSHOT,
-      HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV,    HMMRT_SHIM_TO_SYS,
+      HMMRT_SHIM_QUERY,  HMMRT_SHIM_BIND,   HMMRT_SHIM_FAULT, HMMRT_SHIM_FAULT,    HMMRT_SHIM_SNAPSHOT,
+      HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV, HMMRT_SHIM_TO_DEV,  HMMRT_SHIM_TO_SYS,
       HMMRT_SHIM_ACCESS, HMMRT_SHIM_ACCESS, HMMRT_SHIM_ACCESS, HMMRT_SHIM_EXCLUSIVE, HMMRT_SHIM_EVICT,
       HMMRT_SHIM_WAIT,   HMMRT_SHIM_INJECT};
   unsigned long command = commands[below(r, sizeof(commands) / sizeof(*commands))];
@@ -238,8 +214,8 @@ static void wild_ring(struct wild* w, struct rng* r) {
   size_t n = wild_length(w, r, at);
 
   if (n > 8) n = 8;
-  if (fd < 0 || mmap(at, n * k_page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, one_in(r, 10) ? k_page : 0) ==
-                    MAP_FAILED)
+  if (fd < 0 || mmap(at, n * k_page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+                     one_in(r, 10) ? k_page : 0) == MAP_FAILED)
     return;
   touch(at, 0);
   touch(at + offsetof(struct hmmrt_shim_ring, tail) + below(r, 8), 1);
@@ -248,9 +224,8 @@ static void wild_ring(struct wild* w, struct rng* r) {
 /* ---- mappings ---- */
 
 static void wild_map(struct wild* w, struct rng* r) {
-  static const int protections[] = {
-      PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, PROT_READ, PROT_NONE, PROT_WRITE,
-      PROT_READ | PROT_EXEC};
+  static const int protections[] = {PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, PROT_READ,
+                                    PROT_NONE, PROT_WRITE, PROT_READ | PROT_EXEC};
   char* at = wild_page(w, r);
   size_t bytes = wild_length(w, r, at) * k_page;
   int prot = protections[below(r, 7)], flags = MAP_FIXED | MAP_NORESERVE, fd = -1;
@@ -260,62 +235,33 @@ static void wild_map(struct wild* w, struct rng* r) {
     bytes = k_block;
   }
   switch (below(r, 10)) {
-    case 0:
-      flags |= MAP_SHARED | MAP_ANONYMOUS;
-      break;
-    case 1:
-      fd = w->file, flags |= MAP_SHARED;
-      break;
-    case 2:
-      fd = w->file, flags |= MAP_PRIVATE;
-      break;
+    case 0: flags |= MAP_SHARED | MAP_ANONYMOUS; break;
+    case 1: fd = w->file, flags |= MAP_SHARED; break;
+    case 2: fd = w->file, flags |= MAP_PRIVATE; break;
     case 3:
       if (one_in(r, 4)) flags |= MAP_HUGETLB;
       flags |= MAP_PRIVATE | MAP_ANONYMOUS;
       break;
-    default:
-      flags |= MAP_PRIVATE | MAP_ANONYMOUS | (one_in(r, 8) ? MAP_POPULATE : 0);
-      break;
+    default: flags |= MAP_PRIVATE | MAP_ANONYMOUS | (one_in(r, 8) ? MAP_POPULATE : 0); break;
   }
   if (mmap(at, bytes, prot, flags, fd, 0) != MAP_FAILED && prot & PROT_WRITE && one_in(r, 2))
     madvise(at, bytes, MADV_HUGEPAGE);
 }
 
 static void wild_memory(struct wild* w, struct rng* r) {
-  static const int advice[] = {MADV_DONTNEED,
-                               8,
-                               MADV_COLD,
-                               MADV_PAGEOUT,
-                               MADV_HUGEPAGE,
-                               MADV_NOHUGEPAGE,
-                               MADV_MERGEABLE,
-                               13,
-                               22,
-                               23,
-                               25,
-                               MADV_WILLNEED,
-                               9 /* REMOVE */,
-                               MADV_DONTFORK,
-                               MADV_DOFORK,
-                               18 /* WIPEONFORK */,
-                               19 /* KEEPONFORK */,
-                               MADV_SEQUENTIAL};
+  static const int advice[] = {MADV_DONTNEED, 8, MADV_COLD, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+                               MADV_MERGEABLE, 13, 22, 23, 25, MADV_WILLNEED, 9 /* REMOVE */, MADV_DONTFORK,
+                               MADV_DOFORK, 18 /* WIPEONFORK */, 19 /* KEEPONFORK */, MADV_SEQUENTIAL};
   char *at = wild_page(w, r), *to = wild_page(w, r);
   size_t bytes = wild_length(w, r, at) * k_page;
   int starved = starving_begin(r);
 
   switch (below(r, 10)) {
-    case 0:
-      munmap(at, bytes);
-      break;
+    case 0: munmap(at, bytes); break;
     case 1:
     case 2:
-    case 3:
-      wild_map(w, r);
-      break;
-    case 4:
-      mprotect(at, bytes, (int)below(r, 4));
-      break;
+    case 3: wild_map(w, r); break;
+    case 4: mprotect(at, bytes, (int)below(r, 4)); break;
     case 5:
       if (to + bytes <= w->base + (size_t)k_wild_pages * k_page)
         mremap(at, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | (one_in(r, 8) ? 4 /* DONTUNMAP */ : 0), to);
@@ -326,9 +272,7 @@ static void wild_memory(struct wild* w, struct rng* r) {
       else
         munlock(at, bytes);
       break;
-    default:
-      madvise(at, bytes, advice[below(r, sizeof(advice) / sizeof(*advice))]);
-      break;
+    default: madvise(at, bytes, advice[below(r, sizeof(advice) / sizeof(*advice))]); break;
   }
   starving_end(starved);
 }
@@ -345,21 +289,13 @@ static void wild_touch(struct wild* w, struct rng* r) {
 static void wild_step(struct wild* w, struct rng* r) {
   count(k_wild_ops, 1);
   switch (below(r, 16)) {
-    case 0 ... 7:
-      wild_call(w, r);
-      break;
-    case 8:
-      wild_descriptor(w, r);
-      break;
+    case 0 ... 7: wild_call(w, r); break;
+    case 8: wild_descriptor(w, r); break;
     case 9:
       if (one_in(r, 4)) wild_ring(w, r);
       break;
-    case 10 ... 12:
-      wild_touch(w, r);
-      break;
-    default:
-      wild_memory(w, r);
-      break;
+    case 10 ... 12: wild_touch(w, r); break;
+    default: wild_memory(w, r); break;
   }
 }
 
