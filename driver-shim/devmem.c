@@ -19,6 +19,9 @@
 
 #include "shim.h"
 
+/* A worker woken for each page costs more than the page. Whoever is short of frames does not wait for it. */
+#define SHIM_DRAIN_DELAY	(HZ / 100)
+
 static struct page *shim_frame_page(struct shim_device *dev, unsigned long i)
 {
 	return pfn_to_page(dev->first_pfn + i);
@@ -36,7 +39,7 @@ static void shim_freed(struct page *page)
 	struct shim_device *dev = container_of(shim_page_pgmap(page), struct shim_device, pgmap);
 
 	if (llist_add(&shim_page_frame(dev, page)->freed, &dev->freed))
-		queue_work(system_unbound_wq, &dev->drain);
+		queue_delayed_work(system_unbound_wq, &dev->drain, SHIM_DRAIN_DELAY);
 }
 
 #if SHIM_HAVE_FOLIO_FREE
@@ -102,7 +105,7 @@ void shim_devmem_drain(struct shim_device *dev)
 
 static void shim_drain_work(struct work_struct *work)
 {
-	shim_devmem_drain(container_of(work, struct shim_device, drain));
+	shim_devmem_drain(container_of(to_delayed_work(work), struct shim_device, drain));
 }
 
 /* ---- accounts -------------------------------------------------------------------------------- */
@@ -270,7 +273,7 @@ unsigned int shim_frames_alloc(struct shim_device *dev, struct shim_account *acc
 	/* Short of frames or quota: what others freed counts, also what the worker has in its hands. */
 	if (READ_ONCE(dev->nfree) < n || shim_over_quota(acct, n)) {
 		shim_devmem_drain(dev);
-		flush_work(&dev->drain);
+		flush_delayed_work(&dev->drain);
 	}
 	allowed = shim_account_charge(acct, n);
 	if (allowed < n)
@@ -317,7 +320,6 @@ unsigned int shim_frames_alloc(struct shim_device *dev, struct shim_account *acc
 
 		frame->account = acct;
 		frame->granule = granule;
-		frame->moving = 0;
 		shim_page_init(out[i], &dev->pgmap);
 	}
 	return done;
@@ -420,7 +422,7 @@ int shim_devmem_create(struct shim_device *dev, phys_addr_t base, u64 bytes)
 
 	spin_lock_init(&dev->frame_lock);
 	init_llist_head(&dev->freed);
-	INIT_WORK(&dev->drain, shim_drain_work);
+	INIT_DELAYED_WORK(&dev->drain, shim_drain_work);
 	dev->closing = true;
 	if (dev->mem_type == HMMRT_SHIM_MEM_NONE)
 		return 0;
@@ -475,7 +477,7 @@ void shim_devmem_destroy(struct shim_device *dev)
 	spin_unlock_irqrestore(&dev->frame_lock, flags);
 	for (;;) {
 		shim_evict(dev, NULL, ULONG_MAX);
-		flush_work(&dev->drain);
+		flush_delayed_work(&dev->drain);
 		shim_devmem_drain(dev);
 		left = dev->nframes - READ_ONCE(dev->nfree);
 		if (!left)
@@ -488,7 +490,7 @@ void shim_devmem_destroy(struct shim_device *dev)
 	}
 	/* Waits until the last freed page has let go of the pgmap. After that, nothing queues the worker. */
 	memunmap_pages(&dev->pgmap);
-	cancel_work_sync(&dev->drain);
+	cancel_delayed_work_sync(&dev->drain);
 	vfree(dev->frames);
 	kvfree(dev->free_map);
 	kvfree(dev->block_stamp);

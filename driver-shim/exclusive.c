@@ -112,7 +112,7 @@ static void shim_mark_run(struct shim_mirror *mirror, struct page **pages, unsig
 #endif
 }
 
-/* The same, for ordinary pages that are mapped now. mmap_lock held, and the gate, written. */
+/* The same, for what is mapped now and not coherent; private pages come home for it. mmap_lock held; gate, written. */
 static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
 				unsigned long addr, unsigned int n, unsigned long seq)
 {
@@ -122,6 +122,7 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *sp
 		.start		= addr,
 		.end		= addr + ((unsigned long)n << PAGE_SHIFT),
 		.hmm_pfns	= batch->pfns,
+		.dev_private_owner = mirror->dev,
 	};
 	unsigned int i, run;
 
@@ -131,7 +132,7 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *sp
 	for (i = 0; i < n; i += run) {
 		for (run = 0; i + run < n; run++)
 			if (!(batch->pfns[i + run] & HMM_PFN_VALID) ||
-			    is_zone_device_page(hmm_pfn_to_page(batch->pfns[i + run])))
+			    is_device_coherent_page(hmm_pfn_to_page(batch->pfns[i + run])))
 				break;
 		if (run)
 			shim_mark_run(mirror, batch->pages + i, addr + ((unsigned long)i << PAGE_SHIFT), run);
@@ -169,15 +170,18 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	if (done)
 		atomic64_inc(&mirror->gen);
 	up_write(&span->lock);
-	up_write(gate);
-	mmap_read_unlock(mirror->mm);
-	/* Those that were marked but not installed come back with the CPU's next touch. */
+	/*
+	 * Those that were marked but not installed come back with the CPU's next touch. Unlocked while mmap_lock keeps
+	 * fork away, which fails when it finds an exclusive entry whose page is locked.
+	 */
 	for (i = 0; i < n; i++) {
 		if (pages[i]) {
 			unlock_page(pages[i]);
 			put_page(pages[i]);
 		}
 	}
+	up_write(gate);
+	mmap_read_unlock(mirror->mm);
 }
 
 int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,

@@ -450,7 +450,7 @@ static int shim_ioctl_evict(struct shim_file *file, void __user *argp)
 			break;
 		e.evicted += now;
 	}
-	flush_work(&dev->drain);
+	flush_delayed_work(&dev->drain);
 	e.left = only ? atomic_long_read(&only->pages) : dev->nframes - READ_ONCE(dev->nfree);
 	return copy_to_user(argp, &e, sizeof(e)) ? -EFAULT : err;
 }

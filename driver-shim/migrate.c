@@ -13,7 +13,6 @@
 #include <linux/delay.h>
 #include <linux/highmem.h>
 #include <linux/pagemap.h>
-#include <linux/sched/rt.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -39,7 +38,7 @@ static void shim_copy_one(struct page *dst, struct page *src)
 /* Copies src[i] to dst[i] (migration entries) wherever both name a page, as long runs of adjacent memory. */
 static void shim_copy_pages(const unsigned long *dst, const unsigned long *src, unsigned int n)
 {
-	unsigned int i, run;
+	unsigned int i, k, run;
 
 	for (i = 0; i < n; i += run) {
 		struct page *d = migrate_pfn_to_page(dst[i]), *s = migrate_pfn_to_page(src[i]);
@@ -62,7 +61,9 @@ static void shim_copy_pages(const unsigned long *dst, const unsigned long *src, 
 				break;
 			run++;
 		}
-		memcpy(to, from, run * PAGE_SIZE);
+		/* By words: memcpy() may go by bytes, which not every processor (and no emulator) makes fast. */
+		for (k = 0; k < run; k++)
+			copy_page(to + k * PAGE_SIZE, from + k * PAGE_SIZE);
 		cond_resched();
 	}
 }
@@ -521,29 +522,34 @@ int shim_to_dev_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 
 /*
  * Up to 6.14 many threads may be in here for one page, each with a reference that keeps the page from migrating. So one
- * of them works and the others leave at once, without sleeping while they hold their reference. Their next try finds
- * the migration entry that the worker has put there, and waits at it. The worker lets those who are on their way out
- * drop their references before the kernel counts them: once after the entry is in place (shim_mover_wait(), called by
- * way of the mirror's notifier) and once before the pages change places. Failing instead would put the old entry back
- * and wake all who wait, to collide again.
+ * of them works, the mover; the others give it their references and sleep until it is done and has given them back. The
+ * mover's own reference keeps the page theirs meanwhile. It waits for those who are between their reference and the list
+ * before the kernel counts: once after the entry is in place (shim_mover_wait(), called by way of the mirror's notifier)
+ * and once before the pages change places. Failing instead would put the old entry back and wake all who wait at the
+ * migration entry, to collide again.
  */
 
-/* How long for. Only a thread preempted between two instructions needs longer than some microseconds. */
-#define SHIM_ALONE_NS	(2 * NSEC_PER_MSEC)
+/* How long for. Only a thread that was preempted between two instructions needs longer than some microseconds. */
+#define SHIM_ALONE_SPINS	256
+#define SHIM_ALONE_NS		(20 * NSEC_PER_MSEC)
 
 /* Waits until only its mappings, the migration and the fault hold a page whose entry was replaced. */
 static void shim_wait_alone(struct page *page)
 {
-	u64 until = ktime_get_ns() + SHIM_ALONE_NS;
 	unsigned int spins = 0;
+	u64 until = 0;
 
 	while (page_count(page) > atomic_read(&page->_mapcount) + 1 + 2) {
-		cpu_relax();
-		if (!(++spins & 63)) {
-			if (ktime_get_ns() > until)
-				break;
-			cond_resched();
+		if (++spins < SHIM_ALONE_SPINS) {
+			cpu_relax();
+			continue;
 		}
+		/* It may need this very processor. */
+		if (!until)
+			until = ktime_get_ns() + SHIM_ALONE_NS;
+		else if (ktime_get_ns() > until)
+			break;
+		usleep_range(10, 50);
 	}
 }
 
@@ -562,6 +568,64 @@ void shim_mover_wait(struct shim_device *dev)
 	spin_unlock(&dev->list_lock);
 	if (page)
 		shim_wait_alone(page);
+}
+
+/* A thread that sleeps until a mover is done. On its stack. */
+struct shim_follower {
+	struct shim_follower *next;
+	struct task_struct *task;
+	bool done;
+};
+
+/*
+ * Makes the caller the mover of its page and returns true; or, if there is one, sleeps until that one is done. The caller
+ * has a reference to the page before and after, and none while it sleeps. Nothing that a mover waits for is held by those
+ * who sleep here: they are in a CPU fault like itself.
+ */
+static bool shim_move_alone(struct shim_device *dev, struct shim_mover *mover)
+{
+	struct shim_follower self = { .task = current };
+	struct shim_mover *other;
+
+	spin_lock(&dev->list_lock);
+	list_for_each_entry(other, &dev->movers, node) {
+		if (other->page != mover->page)
+			continue;
+		self.next = other->followers;
+		other->followers = &self;
+		put_page(mover->page);	/* the mover has its own: never the last */
+		spin_unlock(&dev->list_lock);
+		for (;;) {
+			set_current_state(TASK_UNINTERRUPTIBLE);
+			if (smp_load_acquire(&self.done))
+				break;
+			schedule();
+		}
+		__set_current_state(TASK_RUNNING);
+		return false;
+	}
+	list_add(&mover->node, &dev->movers);
+	spin_unlock(&dev->list_lock);
+	return true;
+}
+
+/* The mover is done: gives the followers their references back and wakes them. */
+static void shim_move_done(struct shim_device *dev, struct shim_mover *mover)
+{
+	struct shim_follower *follower, *next;
+
+	spin_lock(&dev->list_lock);
+	list_del(&mover->node);
+	for (follower = mover->followers; follower; follower = next) {
+		struct task_struct *task = get_task_struct(follower->task);
+
+		next = follower->next;
+		get_page(mover->page);
+		smp_store_release(&follower->done, true);	/* from here on its stack is its own again */
+		wake_up_process(task);
+		put_task_struct(task);
+	}
+	spin_unlock(&dev->list_lock);
 }
 
 vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
@@ -586,17 +650,8 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		.dst		= small[1],
 	};
 
-	if (test_and_set_bit_lock(0, &frame->moving)) {
-		/*
-		 * One that the mover cannot preempt would come back for ever: it lets go of the processor, for less than
-		 * the mover waits for its reference.
-		 */
-		if (rt_task(current))
-			usleep_range(20, 50);
-		else
-			cpu_relax();
+	if (!shim_move_alone(dev, &mover))
 		return 0;
-	}
 	if (order > SHIM_SMALL_ORDER) {
 		batch = kvmalloc(sizeof(*batch), GFP_NOWAIT | __GFP_NOWARN);
 		if (!batch)
@@ -604,10 +659,6 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		else
 			args.src = batch->src, args.dst = batch->dst;
 	}
-
-	spin_lock(&dev->list_lock);
-	list_add(&mover.node, &dev->movers);
-	spin_unlock(&dev->list_lock);
 
 	for (tries = 0; tries < 16; tries++) {
 		bool there, oom;
@@ -647,10 +698,7 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		order = 0;
 		cond_resched();
 	}
-	spin_lock(&dev->list_lock);
-	list_del(&mover.node);
-	spin_unlock(&dev->list_lock);
-	clear_bit_unlock(0, &frame->moving);
+	shim_move_done(dev, &mover);
 	kvfree(batch);
 
 	if (moved) {

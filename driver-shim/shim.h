@@ -74,7 +74,6 @@ struct shim_frame {
 	struct shim_account *account;	/* who pays; counted reference while in use */
 	struct llist_node freed;
 	u8 granule;			/* fault-around order of CPU faults */
-	unsigned long moving;		/* bit 0: a CPU fault is bringing this page home */
 };
 
 /* What one address space holds of one device. Outlives the mirror while pages are out there. */
@@ -90,11 +89,12 @@ struct shim_fault_point {
 	atomic64_t skip, count, hits;
 };
 
-/* A CPU fault at work, for shim_mover_wait(). On the stack of the thread that faulted. */
+/* A CPU fault at work: one for a page at a time. On the stack of the thread that faulted. */
 struct shim_mover {
 	struct list_head node;		/* dev->movers */
 	struct task_struct *task;
 	struct page *page;
+	struct shim_follower *followers;	/* list_lock: others who touched the page, asleep */
 };
 
 struct shim_device {
@@ -130,7 +130,7 @@ struct shim_device {
 	bool closing;			/* no new frames */
 	/* end of frame_lock */
 	struct llist_head freed;
-	struct work_struct drain;
+	struct delayed_work drain;
 
 	bool inject_on;
 	struct shim_fault_point inject[HMMRT_SHIM_INJECT_KINDS];

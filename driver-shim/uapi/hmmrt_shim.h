@@ -112,7 +112,7 @@ enum hmmrt_shim_status {
 	HMMRT_SHIM_FORBIDDEN = 5,	/* the mapping's protection does not allow it */
 	HMMRT_SHIM_NOT_POPULATED = 6,	/* mapped, never touched, and the call does not populate */
 	HMMRT_SHIM_NO_SPACE = 7,	/* device full, or quota used up */
-	HMMRT_SHIM_UNSUPPORTED = 8,	/* this kind of mapping cannot move: file, hugetlb, I/O memory */
+	HMMRT_SHIM_UNSUPPORTED = 8,	/* this kind of mapping cannot move: file, hugetlb, I/O, KSM */
 	HMMRT_SHIM_NO_MEMORY = 9,	/* the system had no memory for the other side */
 	HMMRT_SHIM_FAILED = 10,		/* poisoned page, failed copy, injected failure */
 	HMMRT_SHIM_NOT_REACHED = 255,	/* interrupted before this page */
