@@ -386,6 +386,30 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 	return err;
 }
 
+/*
+ * Pages that KSM has merged stay: their way back may be unknown even in a mapping that is not mergeable. One that was
+ * swapped out while MADV_UNMERGEABLE undid the merging comes back merged, and is forgotten by KSM; so is the parent's
+ * mapping of a page that only its child lets merge. Between this look and the migration KSM would have to find the page
+ * twice.
+ */
+static int shim_refuse_merged(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n)
+{
+	struct shim_span *span;
+	unsigned int i;
+
+	if (!IS_ENABLED(CONFIG_KSM))
+		return 0;
+	span = shim_pfns_peek(mirror, batch->pfns, addr, n);
+	if (IS_ERR(span))
+		return PTR_ERR(span);
+	for (i = 0; i < n; i++)
+		if (batch->status[i] == SHIM_UNKNOWN && batch->pfns[i] & HMM_PFN_VALID &&
+		    PageKsm(hmm_pfn_to_page(batch->pfns[i])))
+			batch->status[i] = HMMRT_SHIM_UNSUPPORTED;
+	up_read(&span->lock);
+	return 0;
+}
+
 /* One attempt at every page of the block that is SHIM_UNKNOWN. */
 static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
 			     u32 flags, u8 granule)
@@ -394,6 +418,8 @@ static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batc
 	unsigned int i, run;
 	int err = 0;
 
+	if (shim_refuse_merged(mirror, batch, addr, n) == -EINTR)
+		return -EINTR;
 	mmap_read_lock(mirror->mm);
 	if (gate)
 		down_read(gate);
