@@ -17,7 +17,7 @@ namespace hmmrt {
 #if HMMRT_STREAMS
 namespace {
 
-constexpr std::size_t k_shortest = 32 * 1024;  // bytes worth streaming
+constexpr std::size_t k_shortest = std::size_t{32} * 1024;  // bytes worth streaming
 constexpr std::size_t k_step = 256;
 constexpr std::uintptr_t k_alignment = 64;  // of the destination
 
