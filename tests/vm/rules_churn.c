@@ -71,6 +71,7 @@ int main(int argc, char** argv) {
       }
     }
     if (fd >= 0) close(fd);
+    usleep(30000);  // with the module free to go
     turns++;
   }
   check_pages((uint32_t*)p, 0, k_pages);
