@@ -74,7 +74,9 @@ TEST_P(ApiStreams, a_failed_launch_is_reported_once_and_the_context_stays_usable
   hmmrt::managed_buffer<std::uint32_t> b(context(), 1024);
   const hmmrt::stream s(context(), last_device());
   const Mapping foreign(k_page);
-  if (any_pointer()) ASSERT_EQ(mprotect(foreign.get(), k_page, PROT_NONE), 0);
+  if (any_pointer()) {
+    ASSERT_EQ(mprotect(foreign.get(), k_page, PROT_NONE), 0);
+  }
   s.launch("stray", 64, Fill{hmmrt::gptr<std::uint32_t>(foreign.words()), 1});
   EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ILLEGAL_ADDRESS, "stray");
   EXPECT_NE(std::string(hmmrt_last_error_detail()).find("write of 0x"), std::string::npos) << hmmrt_last_error_detail();
