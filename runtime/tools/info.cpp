@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // hmmrt-info: what libhmmrt finds on this machine: devices and what they can do, which host mirror runs and why, kernel
-// features found and missing, privilege, huge pages; and the options table (--options, --markdown for the README).
-// Uses the public API only. Exits 0 also when no context can be made: that, too, is information.
+// features found and missing, privilege, huge pages, what AMD's driver offers; and the options table (--options,
+// --markdown for the README). Uses the public API, and host/kfd's probe. Exits 0 also when no context can be made: that, too, is information.
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -18,7 +18,14 @@
 #include <utility>
 #include <vector>
 
+#include "host/kfd/probe.hpp"
+
 namespace {
+
+using hmmrt::kfd::Probe;
+using hmmrt::kfd::Rung;
+
+constexpr const char* k_amd_not_yet = "this version does not use AMD GPUs yet";
 
 std::string first_line(const char* path) {
   std::ifstream in(path);
@@ -57,7 +64,12 @@ bool membarrier_expedited() {
 #endif
 }
 
-std::vector<Feature> features(const hmmrt_context_info_t* info) {
+// The driver answered.
+bool answers(const Probe& amd) {
+  return amd.rung != Rung::absent && amd.rung != Rung::no_permission && amd.rung != Rung::unusable;
+}
+
+std::vector<Feature> features(const hmmrt_context_info_t* info, const Probe& amd) {
   std::vector<Feature> all;
   if (info != nullptr) {
     all.push_back({"userfaultfd", std::string(info->host_mirror) == "uffd", "CPU faults"});
@@ -67,7 +79,7 @@ std::vector<Feature> features(const hmmrt_context_info_t* info) {
   }
   all.push_back({"membarrier", membarrier_expedited(), "quiesce without a cost on each access of the software GPU"});
   all.push_back({"/dev/userfaultfd", access("/dev/userfaultfd", R_OK | W_OK) == 0, "kernel-mode faults without root"});
-  all.push_back({"/dev/kfd", access("/dev/kfd", R_OK | W_OK) == 0, "AMD GPUs (not used by this version)"});
+  all.push_back({"/dev/kfd", answers(amd), "AMD GPUs, see below"});
   all.push_back({"hmmrt_shim", access("/dev/hmmrt0", R_OK | W_OK) == 0,
                  "kernel module: any pointer, device memory of the kernel's (option host_mirror=shim)"});
   return all;
@@ -140,6 +152,7 @@ struct Machine {
   std::string thp = chosen(first_line("/sys/kernel/mm/transparent_hugepage/enabled"));
   std::string sysctl = first_line("/proc/sys/vm/unprivileged_userfaultfd");
   bool root = geteuid() == 0;
+  Probe amd = hmmrt::kfd::probe();
 };
 
 void print_text(const Machine& machine, const hmmrt::context* context, const std::string& failure) {
@@ -159,9 +172,15 @@ void print_text(const Machine& machine, const hmmrt::context* context, const std
     std::printf("\nno context can be made here: %s\n", failure.c_str());
   }
   std::puts("\nfeatures");
-  for (const Feature& f : features(context != nullptr ? &info : nullptr)) {
+  for (const Feature& f : features(context != nullptr ? &info : nullptr, machine.amd)) {
     std::printf("  %-8s %-20s %s\n", f.found ? "found" : "missing", f.name, f.detail.c_str());
   }
+  std::printf("\nAMD GPUs: %s.\n", machine.amd.says.c_str());
+  for (const auto& gpu : machine.amd.gpus) {
+    std::printf("  node %u: gpu_id %u, gfx target version %u, %s shared virtual memory\n", gpu.node, gpu.gpu_id,
+                gpu.gfx_version, gpu.svm ? "with" : "without");
+  }
+  std::printf("  In any case, %s.\n", k_amd_not_yet);
   if (context == nullptr) return;
   std::puts("\ndevices");
   for (std::uint32_t i = 0; i < context->device_count(); ++i) {
@@ -189,11 +208,20 @@ void print_json(const Machine& machine, const hmmrt::context* context, const std
   }
   std::printf(",\n \"features\": {");
   const char* comma = "";
-  for (const Feature& f : features(context != nullptr ? &info : nullptr)) {
+  for (const Feature& f : features(context != nullptr ? &info : nullptr, machine.amd)) {
     std::printf("%s%s: %s", comma, quoted(f.name).c_str(), f.found ? "true" : "false");
     comma = ", ";
   }
-  std::printf("},\n \"devices\": [");
+  std::printf("},\n \"amd\": {\"rung\": %s, \"says\": %s, \"note\": %s, \"cpu_nodes\": %u, \"gpus\": [",
+              quoted(hmmrt::kfd::rung_name(machine.amd.rung)).c_str(), quoted(machine.amd.says).c_str(),
+              quoted(k_amd_not_yet).c_str(), machine.amd.cpu_nodes);
+  comma = "";
+  for (const auto& gpu : machine.amd.gpus) {
+    std::printf(R"(%s{"node": %u, "gpu_id": %u, "gfx_target_version": %u, "svm": %s})", comma, gpu.node, gpu.gpu_id,
+                gpu.gfx_version, gpu.svm ? "true" : "false");
+    comma = ", ";
+  }
+  std::printf("]},\n \"devices\": [");
   comma = "";
   for (std::uint32_t i = 0; context != nullptr && i < context->device_count(); ++i) {
     const hmmrt_device_info_t d = context->device_info(i);

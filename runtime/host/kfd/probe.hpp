@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+// What AMD's kernel driver (KFD) offers here, asked of the kernel alone: no part of ROCm is needed or loaded. The answer
+// is a rung of the ladder and one sentence for people: what is missing and what to do about it.
+//
+// Asking opens /dev/kfd, which gives this process a KFD process object for as long as it lives, and changes nothing else:
+// no attribute is set, no queue made, the XNACK mode only read.
+// Thread: any. Blocks on: the kernel only. Not for hot paths: it reads files and formats text.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace hmmrt::kfd {
+
+// From nothing to everything; each rung has all of those below it, except that `unusable` stands beside.
+enum class Rung : std::uint8_t {
+  absent,         // no driver
+  no_permission,  // there, but not for this user or container
+  unusable,       // there, but it does not answer as KFD does
+  cpu_only,       // works, and knows no GPU
+  no_svm,         // GPUs, but this kernel or these GPUs have no shared virtual memory
+  svm,            // SVM, without retryable faults (XNACK off): an invalidation stops the process's queues
+  svm_xnack       // SVM with retryable faults: any pointer works on the GPU
+};
+
+// For programs: absent, no_permission, ...
+const char* rung_name(Rung rung) noexcept;
+
+struct KfdGpu {
+  std::uint32_t node = 0;         // the topology's number, what SVM attributes call it in libhsakmt
+  std::uint32_t gpu_id = 0;       // the driver's number, what SMI events call it
+  std::uint32_t gfx_version = 0;  // as in gfx_target_version: 90402 for gfx942
+  bool svm = false;
+};
+
+struct Probe {
+  Rung rung = Rung::absent;
+  std::string says;                                    // one sentence, no full stop
+  std::uint32_t version_major = 0, version_minor = 0;  // of the driver's ABI; from cpu_only on
+  std::uint32_t cpu_nodes = 0;
+  std::uint32_t hidden_nodes = 0;  // GPUs that this container may not use
+  std::vector<KfdGpu> gpus;        // by node
+};
+
+// Where to ask; tests put made-up ones here. The functions are the system calls of the same names.
+struct KfdSystem {
+  std::string device = "/dev/kfd";
+  std::string nodes = "/sys/class/kfd/kfd/topology/nodes";
+  std::string module = "/sys/module/amdgpu";
+  int (*open)(const char* path, int flags);
+  int (*ioctl)(int fd, unsigned long request, void* argument);
+
+  KfdSystem();
+};
+
+Probe probe(const KfdSystem& system = {});
+
+}  // namespace hmmrt::kfd
