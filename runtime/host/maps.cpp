@@ -229,6 +229,30 @@ bool ProcMaps::next_huge_zero(std::uintptr_t* at, std::uintptr_t end) const noex
   return *at < end && scan(*at, end, k_page_is_huge | k_page_is_zero, at, &to);
 }
 
+Status ProcMaps::check_registrable(std::uintptr_t addr, std::size_t bytes, bool* exec) const {
+  if (addr == 0 || bytes == 0 || addr + bytes < addr) {
+    return fail(HMMRT_ERROR_INVALID_VALUE, "[%#zx, +%zu) is empty or wraps around", addr, bytes);
+  }
+  if (addr % k_page_size != 0 || bytes % k_page_size != 0) {
+    return fail(HMMRT_ERROR_MISALIGNED, "[%#zx, +%zu): address and size must be multiples of 4096", addr, bytes);
+  }
+  Area area;
+  for (std::uintptr_t at = addr; at < addr + bytes; at = area.end) {
+    if (!containing(at, &area)) {
+      return fail(HMMRT_ERROR_NOT_MANAGED, "nothing is mapped at %#zx, inside [%#zx, +%zu)", at, addr, bytes);
+    }
+    if (area.file || area.shared) {
+      return fail(HMMRT_ERROR_NOT_ANONYMOUS,
+                  "the mapping at %#zx is a file, shared or hugetlb mapping; register private anonymous memory", at);
+    }
+    if (area.rights() != Rights::write) {
+      return fail(HMMRT_ERROR_INVALID_VALUE, "the mapping at %#zx must be readable and writable", at);
+    }
+    *exec = *exec || area.exec;
+  }
+  return {};
+}
+
 void ProcMaps::rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),
                       void* arg) const noexcept {
   const std::uintptr_t end = addr + bytes;

@@ -50,6 +50,9 @@ class ProcMaps {
   PageMask write_protected(std::uintptr_t base) const noexcept;
   // The page at `addr` is present and mapped by another process, too (or by this one twice).
   bool shared(std::uintptr_t addr) const noexcept;
+  // Whether [addr, addr + bytes) is what hmmrt_register takes: whole pages, mapped, private anonymous, readable and
+  // writable. *exec: some of it may be executed.
+  Status check_registrable(std::uintptr_t addr, std::size_t bytes, bool* exec) const;
   // The rights of [addr, addr + bytes), in spans that cover it: calls fn(arg, addr, bytes, rights).
   void rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),
               void* arg) const noexcept;

@@ -79,27 +79,8 @@ std::byte* ShimMirror::allocate(std::size_t bytes) {
 void ShimMirror::release(std::byte* addr, std::size_t bytes) { munmap(addr, bytes); }
 
 Status ShimMirror::attach(std::uintptr_t addr, std::size_t bytes) {
-  if (addr == 0 || bytes == 0 || addr + bytes < addr) {
-    return fail(HMMRT_ERROR_INVALID_VALUE, "[%#zx, +%zu) is empty or wraps around", addr, bytes);
-  }
-  if (addr % k_page_size != 0 || bytes % k_page_size != 0) {
-    return fail(HMMRT_ERROR_MISALIGNED, "[%#zx, +%zu): address and size must be multiples of 4096", addr, bytes);
-  }
-  for (std::uintptr_t at = addr; at < addr + bytes;) {
-    Area area;
-    if (!maps_.containing(at, &area)) {
-      return fail(HMMRT_ERROR_NOT_MANAGED, "nothing is mapped at %#zx, inside [%#zx, +%zu)", at, addr, bytes);
-    }
-    if (area.file || area.shared) {
-      return fail(HMMRT_ERROR_NOT_ANONYMOUS,
-                  "the mapping at %#zx is a file, shared or hugetlb mapping, which cannot move; use it unregistered",
-                  at);
-    }
-    if (area.rights() != Rights::write) {
-      return fail(HMMRT_ERROR_INVALID_VALUE, "the mapping at %#zx must be readable and writable", at);
-    }
-    at = area.end;
-  }
+  bool exec = false;
+  if (const Status s = maps_.check_registrable(addr, bytes, &exec); !s.ok()) return s;
   catch_up();
   return {};
 }

@@ -102,30 +102,10 @@ void UffdMirror::release(std::byte* addr, std::size_t bytes) {
 }
 
 Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
-  if (addr == 0 || bytes == 0 || addr + bytes < addr) {
-    return fail(HMMRT_ERROR_INVALID_VALUE, "[%#zx, +%zu) is empty or wraps around", addr, bytes);
-  }
-  if (addr % k_page_size != 0 || bytes % k_page_size != 0) {
-    return fail(HMMRT_ERROR_MISALIGNED, "[%#zx, +%zu): address and size must be multiples of 4096", addr, bytes);
-  }
+  bool exec = false;
+  if (const Status s = maps_.check_registrable(addr, bytes, &exec); !s.ok()) return s;
   if (ranges_.overlaps(addr, bytes)) {
     return fail(HMMRT_ERROR_ALREADY_MANAGED, "[%#zx, +%zu) overlaps memory that is managed already", addr, bytes);
-  }
-  bool exec = false;
-  for (std::uintptr_t at = addr; at < addr + bytes;) {
-    Area area;
-    if (!maps_.containing(at, &area)) {
-      return fail(HMMRT_ERROR_NOT_MANAGED, "nothing is mapped at %#zx, inside [%#zx, +%zu)", at, addr, bytes);
-    }
-    if (area.file || area.shared) {
-      return fail(HMMRT_ERROR_NOT_ANONYMOUS,
-                  "the mapping at %#zx is a file, shared or hugetlb mapping; register private anonymous memory", at);
-    }
-    if (area.rights() != Rights::write) {
-      return fail(HMMRT_ERROR_INVALID_VALUE, "the mapping at %#zx must be readable and writable", at);
-    }
-    exec = exec || area.exec;
-    at = area.end;
   }
   return watch(addr, bytes, exec);
 }
