@@ -75,6 +75,7 @@ void FaultService::fence() {
 }
 
 void FaultService::wait_counted() const {
+  house_.host.catch_up();
   const std::uint32_t seen = serving_.load(std::memory_order_acquire);
   if (seen % 2 == 0) return;
   while (serving_.load(std::memory_order_acquire) == seen) park(serving_, seen, 100'000);
