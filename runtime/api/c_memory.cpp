@@ -22,8 +22,9 @@ namespace {
 using Pages = Extent;
 
 // [ptr, ptr + bytes), inside one allocation or registration, rounded outwards to pages. Where any pointer will do, inside
-// whatever is mapped, if `adopt`.
-Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out, bool adopt = true) {
+// whatever is mapped, if `adopting`.
+Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out,
+                bool adopting = true) {
   const auto addr = reinterpret_cast<std::uintptr_t>(ptr);
   if (ptr == nullptr) return null_argument(function, "ptr");
   if (bytes == 0) return fail(HMMRT_ERROR_INVALID_VALUE, "%s: bytes is 0", function);
@@ -36,8 +37,8 @@ Status pages_of(const char* function, Context& c, const void* ptr, std::size_t b
   std::uintptr_t begin = 0;
   std::size_t length = 0;
   const bool found = c.find_range(addr, &begin, &length);
-  if (!found && adopt && c.host().info().any_pointer) {
-    const std::uintptr_t hole = c.adopt(out->addr, out->bytes);
+  if (!found && adopting && c.host().info().any_pointer) {
+    const std::uintptr_t hole = adopt(c.house(), out->addr, out->bytes);
     if (hole == 0) return {};
     return fail(HMMRT_ERROR_NOT_MANAGED, "%s: nothing that may be read is mapped at %#zx, inside [%#zx, +%zu)",
                 function, hole, addr, bytes);

@@ -504,11 +504,6 @@ void Context::settle_mappings() {
   for (const auto& [addr, bytes] : registered) look(addr, bytes);
 }
 
-std::uintptr_t Context::adopt(std::uintptr_t addr, std::size_t bytes) {
-  if (!host_->info().any_pointer) return addr;
-  return hmmrt::adopt(*house_, addr, bytes);
-}
-
 void Context::count_hint(bool effective, const char* what, std::uintptr_t addr, std::size_t bytes) {
   counters_.add(Count::hints);
   with_range(addr, [](Range& range) { range.counters.add(Count::hints); });

@@ -76,9 +76,6 @@ class Context final : public HandleObject, private HeapBackend {
   bool find_range(std::uintptr_t addr, std::uintptr_t* begin, std::size_t* bytes);
   // All of [addr, addr + bytes) belongs to registrations.
   bool registered(std::uintptr_t addr, std::size_t bytes);
-  // Where pointers need no registration: makes [addr, addr + bytes), whole pages, manageable and returns 0, or the first
-  // address of it where nothing is mapped. Elsewhere: addr.
-  std::uintptr_t adopt(std::uintptr_t addr, std::size_t bytes);
   // Runs fn(range) on the range that contains `addr`, which stays meanwhile. False when none.
   template <class Fn>
   bool with_range(std::uintptr_t addr, Fn&& fn) {

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -130,28 +129,32 @@ int ShimDevice::on_pages(unsigned long call, std::uintptr_t base, const PageMask
   return 0;
 }
 
-void ShimDevice::access(std::span<FarAccess* const> accesses) noexcept {
+// One call, at most k_at_once accesses. Takes the answers of the first *served; returns errno.
+int ShimDevice::submit(std::span<FarAccess* const> accesses, std::size_t* served) const noexcept {
   std::array<hmmrt_shim_access, k_at_once> requests;
+  for (std::size_t i = 0; i < accesses.size(); ++i) fill(&requests[i], *accesses[i]);
+  hmmrt_shim_accesses batch{};
+  batch.accesses_ptr = number(requests.data());
+  batch.count = static_cast<std::uint32_t>(accesses.size());
+  const int error = ioctl(fd_, HMMRT_SHIM_ACCESS, &batch) == 0 ? 0 : errno;
+  *served = error == 0 ? accesses.size() : std::min<std::size_t>(batch.served, accesses.size());
+  for (std::size_t i = 0; i < *served; ++i) {
+    accesses[i]->before = requests[i].out;
+    accesses[i]->error = -requests[i].err;
+  }
+  return error;
+}
+
+void ShimDevice::access(std::span<FarAccess* const> accesses) noexcept {
   unsigned lost = 0;  // races in a row
-  for (std::size_t first = 0; first < accesses.size();) {
-    const std::size_t count = std::min(accesses.size() - first, k_at_once);
-    for (std::size_t i = 0; i < count; ++i) fill(&requests[i], *accesses[first + i]);
-    hmmrt_shim_accesses batch{};
-    batch.accesses_ptr = number(requests.data());
-    batch.count = static_cast<std::uint32_t>(count);
-    const int error = ioctl(fd_, HMMRT_SHIM_ACCESS, &batch) == 0 ? 0 : errno;
-    const std::size_t served = error == 0 ? count : std::min<std::size_t>(batch.served, count);
-    for (std::size_t i = 0; i < served; ++i) {
-      FarAccess& a = *accesses[first + i];
-      a.before = requests[i].out;
-      a.error = -requests[i].err;
-    }
-    for (std::size_t i = 0; i < served; ++i) {
-      if (accesses[first + i]->error == EBUSY && lost < k_lost_races) retry(*accesses[first + i], &lost);
-    }
-    first += served;
+  while (!accesses.empty()) {
+    std::size_t served = 0;
+    const int error = submit(accesses.first(std::min(accesses.size(), k_at_once)), &served);
+    for (FarAccess* a : accesses.first(served)) retry(*a, &lost);
+    accesses = accesses.subspan(served);
     if (error == 0 || error == EINTR) continue;
-    for (; first < accesses.size(); ++first) accesses[first]->error = error;
+    for (FarAccess* a : accesses) a->error = error;
+    return;
   }
 }
 
@@ -159,18 +162,10 @@ void ShimDevice::access(std::span<FarAccess* const> accesses) noexcept {
 void ShimDevice::retry(FarAccess& a, unsigned* lost) const noexcept {
   while (a.error == EBUSY && (*lost)++ < k_lost_races) {
     sched_yield();
-    hmmrt_shim_access request;
-    fill(&request, a);
-    hmmrt_shim_accesses batch{};
-    batch.accesses_ptr = number(&request);
-    batch.count = 1;
-    if (ioctl(fd_, HMMRT_SHIM_ACCESS, &batch) != 0) {
-      if (errno == EINTR) continue;
-      a.error = errno;
-      return;
-    }
-    a.before = request.out;
-    a.error = -request.err;
+    FarAccess* const one = &a;
+    std::size_t served = 0;
+    const int error = submit({&one, 1}, &served);
+    if (error != 0 && error != EINTR) a.error = error;
   }
 }
 
@@ -186,6 +181,5 @@ bool ShimDevice::next(hmmrt_shim_event* out) noexcept {
 
 std::uint64_t ShimDevice::events() const noexcept { return load(ring_->head); }
 std::uint64_t ShimDevice::taken() const noexcept { return load(ring_->tail); }
-std::uint64_t ShimDevice::dropped() const noexcept { return load(ring_->dropped); }
 
 }  // namespace hmmrt::shim

@@ -40,10 +40,10 @@ class ShimDevice final : public FarMemory {
   // Events there have been so far, those not read yet included; how many of them were taken by next(). Thread: any.
   std::uint64_t events() const noexcept;
   std::uint64_t taken() const noexcept;
-  std::uint64_t dropped() const noexcept;
 
  private:
   ShimDevice() = default;
+  int submit(std::span<FarAccess* const> accesses, std::size_t* served) const noexcept;
   void retry(FarAccess& access, unsigned* lost) const noexcept;
 
   int fd_ = -1;
