@@ -559,13 +559,13 @@ int shim_to_dev_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 #define SHIM_ALONE_SPINS	256
 #define SHIM_ALONE_NS		(20 * NSEC_PER_MSEC)
 
-/* Waits until only its mappings, the migration and the fault hold a page whose entry was replaced. */
-static void shim_wait_alone(struct page *page)
+/* Waits until only its mappings, the migration, the fault and `others` hold a page whose entry was replaced. */
+static void shim_wait_alone(struct page *page, int others)
 {
 	unsigned int spins = 0;
 	u64 until = 0;
 
-	while (page_count(page) > atomic_read(&page->_mapcount) + 1 + 2) {
+	while (page_count(page) > atomic_read(&page->_mapcount) + 1 + 2 + others) {
 		if (++spins < SHIM_ALONE_SPINS) {
 			cpu_relax();
 			continue;
@@ -582,18 +582,17 @@ static void shim_wait_alone(struct page *page)
 /* The caller is in a migration on dev: if it is a CPU fault's, waits for the others to leave. */
 void shim_mover_wait(struct shim_device *dev)
 {
-	struct shim_mover *mover;
-	struct page *page = NULL;
+	struct shim_mover *mover, *own = NULL;
 
 	if (list_empty_careful(&dev->movers))
 		return;
 	spin_lock(&dev->list_lock);
 	list_for_each_entry(mover, &dev->movers, node)
 		if (mover->task == current)
-			page = mover->page;
+			own = mover;
 	spin_unlock(&dev->list_lock);
-	if (page)
-		shim_wait_alone(page);
+	if (own)
+		shim_wait_alone(own->page, own->locked);
 }
 
 /* A thread that sleeps until a mover is done. On its stack. */
@@ -664,7 +663,7 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 	unsigned long small[2][1 << SHIM_SMALL_ORDER];
 	struct page *small_pages[1 << SHIM_SMALL_ORDER];
 	unsigned int order = READ_ONCE(frame->granule), tries, n, must, moved = 0, i;
-	struct shim_mover mover = { .task = current, .page = page };
+	struct shim_mover mover = { .task = current, .page = page, .locked = vma->vm_flags & VM_LOCKED };
 	struct shim_batch *batch = NULL;
 	vm_fault_t ret = 0;
 	struct migrate_vma args = {
@@ -687,7 +686,7 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 	}
 
 	for (tries = 0; tries < 16; tries++) {
-		bool there, oom;
+		bool there, oom, failed;
 
 		start = max(ALIGN_DOWN(addr, PAGE_SIZE << order), vma->vm_start);
 		end = min(ALIGN_DOWN(addr, PAGE_SIZE << order) + (PAGE_SIZE << order), vma->vm_end);
@@ -695,7 +694,16 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		args.end = end;
 		n = (end - start) >> PAGE_SHIFT;
 		must = (addr - start) >> PAGE_SHIFT;
-		if (migrate_vma_setup(&args)) {
+		/*
+		 * A page taken out of a locked mapping stays in this processor's list of pages to unlock, with a reference,
+		 * until the kernel empties that list, before it counts, on the processor where it is then.
+		 */
+		if (mover.locked)
+			migrate_disable();
+		failed = migrate_vma_setup(&args);
+		if (mover.locked)
+			migrate_enable();
+		if (failed) {
 			ret = VM_FAULT_SIGBUS;
 			break;
 		}
@@ -706,7 +714,7 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		shim_fill_home(dev, args.src, args.dst, batch ? batch->pages : small_pages, n, there ? must : n);
 		oom = there && !args.dst[must];
 		if (there)
-			shim_wait_alone(page);
+			shim_wait_alone(page, 0);
 		migrate_vma_pages(&args);
 		there = there && args.src[must] & MIGRATE_PFN_MIGRATE;
 		for (i = 0; i < n; i++)

@@ -94,6 +94,7 @@ struct shim_mover {
 	struct list_head node;		/* dev->movers */
 	struct task_struct *task;
 	struct page *page;
+	bool locked;			/* in memory: the mapping is VM_LOCKED */
 	struct shim_follower *followers;	/* list_lock: others who touched the page, asleep */
 };
 
