@@ -37,6 +37,11 @@ static inline void shim_page_init(struct page *page, struct dev_pagemap *pgmap)
 #endif
 }
 
+#ifndef FOLIO_MAPPING_FLAGS
+#define FOLIO_MAPPING_ANON	PAGE_MAPPING_ANON
+#define FOLIO_MAPPING_FLAGS	PAGE_MAPPING_FLAGS
+#endif
+
 static inline void shim_eventfd_signal(struct eventfd_ctx *ctx)
 {
 #if SHIM_HAVE_EVENTFD_SIGNAL_ONE

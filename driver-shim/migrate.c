@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Moving pages: to the device, home to the system, home because the CPU touched them or the device is full or goes
- * away. Always a batch at a time, up to a block of 512 pages: one walk, one TLB flush, one bulk allocation, and one
+ * Moving pages: to the device, home to the system, home because the CPU touched them (evict.c: because the device is
+ * full or goes away). Always a batch at a time, up to a block of 512 pages: one walk, one TLB flush, one bulk allocation, and one
  * copy per contiguous run.
  *
  * From migrate_vma_setup() to migrate_vma_finalize() the pages are locked and have migration entries: whoever touches
@@ -83,8 +83,8 @@ static void shim_clear_page(struct page *page)
  * `must`: index of the page that matters most (a CPU fault's), or n; for it alone the OOM killer may be called.
  * Returns how many got one; dst of the others is 0.
  */
-static unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, unsigned long *dst, struct page **pages,
-				   unsigned int n, unsigned int must)
+unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, unsigned long *dst, struct page **pages,
+			    unsigned int n, unsigned int must)
 {
 	const gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
 	unsigned int i, want = 0, got = 0, used = 0;
@@ -748,90 +748,4 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		shim_event_dev(dev, vma->vm_mm, HMMRT_SHIM_BIND_EVENTS_FAULT, &ev);
 	}
 	return ret;
-}
-
-/* ---- eviction -------------------------------------------------------------------------------- */
-
-/* Brings home what it can of frames [first, first + n), within one block. Returns how many pages went. */
-static unsigned long shim_evict_frames(struct shim_device *dev, struct shim_batch *batch, unsigned long first,
-				       unsigned int n)
-{
-	unsigned long moved = 0;
-	unsigned int i;
-
-	migrate_device_range(batch->src, dev->first_pfn + first, n);
-	shim_fill_home(dev, batch->src, batch->dst, batch->pages, n, n);
-	migrate_device_pages(batch->src, batch->dst, n);
-	for (i = 0; i < n; i++)
-		moved += batch->dst[i] && batch->src[i] & MIGRATE_PFN_MIGRATE;
-	migrate_device_finalize(batch->src, batch->dst, n);
-	return moved;
-}
-
-static unsigned long shim_evict_block(struct shim_device *dev, struct shim_batch *batch, struct shim_account *only,
-				      unsigned long first)
-{
-	unsigned long moved = 0;
-	unsigned int i, run;
-
-	if (!only)
-		return shim_evict_frames(dev, batch, first, SHIM_BLOCK_PAGES);
-	/* Whose a frame is may change meanwhile: someone else's page evicted by mistake is a loss of time only. */
-	for (i = 0; i < SHIM_BLOCK_PAGES; i += run) {
-		run = 1;
-		if (READ_ONCE(dev->frames[first + i].account) != only)
-			continue;
-		while (i + run < SHIM_BLOCK_PAGES && READ_ONCE(dev->frames[first + i + run].account) == only)
-			run++;
-		moved += shim_evict_frames(dev, batch, first + i, run);
-	}
-	return moved;
-}
-
-/* The block longest without a new page, later than `after`. Returns false when there is none. */
-static bool shim_oldest_block(struct shim_device *dev, u64 *after, unsigned long *block)
-{
-	unsigned long i, blocks = dev->nframes / SHIM_BLOCK_PAGES;
-	u64 best = U64_MAX, stamp;
-
-	for (i = 0; i < blocks; i++) {
-		stamp = READ_ONCE(dev->block_stamp[i]);
-		if (stamp > *after && stamp < best) {
-			best = stamp;
-			*block = i;
-		}
-	}
-	*after = best;
-	return best != U64_MAX;
-}
-
-/*
- * Brings at least `want` pages home, of one account or (NULL) of all; returns how many went. Fewer: the rest is locked,
- * held, or the system has no memory. Takes page locks by trylock only, no mm's locks; sleeps.
- */
-unsigned long shim_evict(struct shim_device *dev, struct shim_account *only, unsigned long want)
-{
-	unsigned long moved = 0, block = 0, blocks = dev->nframes / SHIM_BLOCK_PAGES;
-	struct shim_batch *batch = kvmalloc(sizeof(*batch), GFP_KERNEL);
-	u64 after = 0;
-
-	if (!batch)
-		return 0;
-	/* All of it: in order of address, and by whoever takes the device down, signal or not. Else by age. */
-	if (want >= dev->nframes) {
-		for (block = 0; block < blocks; block++) {
-			if (want != ULONG_MAX && fatal_signal_pending(current))
-				break;
-			moved += shim_evict_block(dev, batch, only, block * SHIM_BLOCK_PAGES);
-			cond_resched();
-		}
-	} else {
-		while (moved < want && !fatal_signal_pending(current) && shim_oldest_block(dev, &after, &block)) {
-			moved += shim_evict_block(dev, batch, only, block * SHIM_BLOCK_PAGES);
-			cond_resched();
-		}
-	}
-	kvfree(batch);
-	shim_devmem_drain(dev);
-	return moved;
 }

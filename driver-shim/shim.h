@@ -12,7 +12,8 @@
  *   access.c     the device touches memory: ACCESS
  *   exclusive.c  EXCLUSIVE
  *   devmem.c     frames of device memory, their backing, accounts
- *   migrate.c    to the device, to the system, eviction, CPU faults
+ *   migrate.c    to the device, to the system, CPU faults
+ *   evict.c      home, whoever's they are, because the device is full or goes away
  *   inject.c     INJECT
  *
  * Locks, outermost first:
@@ -315,6 +316,8 @@ struct rw_semaphore *shim_gate(struct mm_struct *mm);
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr);
 vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf);
 void shim_mover_wait(struct shim_device *dev);
+unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, unsigned long *dst, struct page **pages,
+			    unsigned int n, unsigned int must);
 unsigned long shim_evict(struct shim_device *dev, struct shim_account *only, unsigned long want);
 int shim_access_one(struct shim_mirror *mirror, struct hmmrt_shim_access *a, struct shim_work *work);
 

@@ -71,6 +71,33 @@ static void a_full_device_evicts_another_process(void) {
   CHECK_FILLED(p, pages, 4);
 }
 
+static void evict_everything(void* unused) {
+  struct hmmrt_shim_evict evict = {.npages = ~0ull, .flags = HMMRT_SHIM_EVICT_ALL};
+  (void)unused;
+  ioctl(fd, HMMRT_SHIM_EVICT, &evict);
+}
+
+/* An eviction holds no mmap_lock. The last mapping of a page may go between its two walks of the reverse map. */
+static void owners_exit_under_eviction(void) {
+  struct looper evictor;
+  const double since = seconds();
+  start(&evictor, evict_everything, NULL);
+  for (int turn = 0; !enough(since, turn, 200); turn++) {
+    pid_t owners[3];
+    for (int i = 0; i < 3; i++) {
+      if ((owners[i] = forked()) != 0) continue;
+      const int own = open_bound(node);
+      char* p = map_pages(256);
+      memset(p, 1 + i, 256 * k_page);
+      to_dev(own, p, 256);
+      if (fork() == 0) usleep(turn * 37 % 2000); /* outlives the one who moved the pages */
+      _exit(0);
+    }
+    for (int i = 0; i < 3; i++) expect_exit(owners[i], 0);
+  }
+  stop(&evictor);
+}
+
 static void evict_brings_home_what_was_asked_for(void) {
   struct hmmrt_shim_evict evict = {.npages = 100};
   char* p = map_pages(2048);
@@ -411,6 +438,7 @@ static const struct test tests[] = {
     TEST(a_full_device_evicts_another_process),
     TEST(evict_brings_home_what_was_asked_for),
     TEST(only_the_administrator_evicts_others_and_injects),
+    TEST(owners_exit_under_eviction),
     TEST(a_quota_holds_for_each_process),
     TEST(a_cpu_fault_brings_its_granule),
     TEST(a_granule_ends_with_its_mapping),
