@@ -350,10 +350,24 @@ HMMRT_API hmmrt_result_t hmmrt_event_query(hmmrt_event_t event);
  * (hipEventElapsedTime) */
 HMMRT_API hmmrt_result_t hmmrt_event_elapsed(hmmrt_event_t start, hmmrt_event_t stop, float* milliseconds);
 
+/* Declares what later launches on `stream` may touch: they touch nothing else than what is attached to it, unless a launch
+ * declares its own extents (hmmrt_kernel_t). A GPU without retryable faults has all of it brought within reach before a
+ * kernel starts, and all managed memory of the context where nothing is declared; other devices need no declaration, and
+ * for them it changes nothing. Rounded outwards to pages; `bytes` 0 with `ptr` null attaches nothing any more. An access
+ * beyond is undefined on such a GPU. Errors: INVALID_VALUE; NOT_MANAGED. Thread safety: as any call on the stream. Cost:
+ * below a microsecond. (hipStreamAttachMemAsync, cudaStreamAttachMemAsync) */
+HMMRT_API hmmrt_result_t hmmrt_stream_attach(hmmrt_stream_t stream, const void* ptr, size_t bytes);
+
 /* A grid of work items, x fastest. Every extent > 0; the product fits 63 bits. (dim3, with grid and block in one) */
 typedef struct hmmrt_grid {
   uint64_t x, y, z;
 } hmmrt_grid_t;
+
+/* Managed memory that a kernel uses. */
+typedef struct hmmrt_extent {
+  const void* ptr;
+  size_t bytes;
+} hmmrt_extent_t;
 
 /* A kernel for hmmrt_launch. C++ code uses hmmrt::launch (kernel.hpp), which fills this in.
  * `run` executes work items [first, first + count) of the linearised grid; it reaches managed memory only through
@@ -364,6 +378,11 @@ typedef struct hmmrt_kernel {
   void (*run)(const void* functor, const hmmrt_grid_t* grid, uint64_t first, uint64_t count);
   const void* functor; /* copied at the call; at most 4096 bytes */
   size_t functor_bytes;
+  /* Since 0.2. Starts the kernel on a real GPU: on `native_stream` (a hipStream_t or cudaStream_t), with managed memory
+   * `offset` bytes from where it is for the CPU; returns the vendor's error code. Null: `run` only. */
+  int (*run_gpu)(const void* functor, const hmmrt_grid_t* grid, ptrdiff_t offset, void* native_stream);
+  const hmmrt_extent_t* extents; /* what it may touch; copied. None: what hmmrt_stream_attach says */
+  size_t extent_count;
 } hmmrt_kernel_t;
 /* Enqueues the kernel and returns; `kernel` and its functor are copied. What the application did to its mappings before
  * (munmap, madvise, mprotect) holds for it. Errors: INVALID_VALUE (no name or run; a functor of more than 4096 bytes,

@@ -227,6 +227,8 @@ class stream {
   void launch(const char* name, std::uint64_t items, const F& f) const {
     launch(name, hmmrt_grid_t{items, 1, 1}, f);
   }
+  // Declares what later launches may touch (hmmrt_stream_attach).
+  void attach(const void* p, std::size_t bytes) const { check(hmmrt_stream_attach(handle_, p, bytes)); }
   // Waits for the stream's work; throws the first launch error since the last call.
   void synchronize() const { check(hmmrt_stream_synchronize(handle_)); }
   bool done() const {

@@ -8,9 +8,9 @@
 //   hmmrt::launch(stream, "scale", {n, 1, 1}, Scale{x, 2.0});
 //
 // What lives here: item, gptr<T> and its reference proxy, with_spans() for bulk access at memory speed, atomics with a
-// scope, launch(). Compiled by nvcc or hipcc, gptr is a plain pointer; compiled by a host compiler, each access is
-// translated by the software GPU that runs the kernel (kernel_detail.hpp), and is a plain access outside a kernel, so
-// that CPU code may use the same types.
+// scope, launch(). Each access is translated by the software GPU that runs the kernel (kernel_detail.hpp), and is a plain
+// access outside a kernel, so that CPU code may use the same types. A file that hipcc or nvcc compiles has code for real
+// GPUs besides, in which an access is a plain one, a constant away; its kernels run on either.
 //
 // Rules for kernels on the software GPU
 //   - Reach managed memory only through these accessors; a raw pointer into it bypasses translation.
@@ -33,6 +33,9 @@
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define HMMRT_GPU_SOURCE 1
+#ifdef __HIPCC__
+#include <hip/hip_runtime.h>
+#endif
 #define HMMRT_KERNEL __host__ __device__
 #else
 #define HMMRT_KERNEL
@@ -291,24 +294,44 @@ void run_items(const void* functor, const hmmrt_grid_t* grid, std::uint64_t firs
 }
 }  // namespace detail
 
-#ifndef HMMRT_GPU_SOURCE
+#if defined(HMMRT_GPU_SOURCE)
+}  // namespace hmmrt
+#include <hmmrt/kernel_launch.hpp>
+namespace hmmrt {
+#elif defined(HMMRT_STANDIN_KERNELS)
+}  // namespace hmmrt
+#include HMMRT_STANDIN_KERNELS
+namespace hmmrt {
+#else
+namespace detail {
+template <class F>
+constexpr int (*run_gpu)(const void*, const hmmrt_grid_t*, std::ptrdiff_t, void*) = nullptr;
+}
+#endif
+
 // Enqueues f(item) for every item of `grid`. `f` is copied: trivially copyable, at most 4096 bytes, with
 // `void operator()(const item&) const`. Errors, thread safety and cost: those of hmmrt_launch; HMMRT_ERROR_NOT_SUPPORTED
-// when this header does not match the library. (hipLaunchKernelGGL)
+// when this header does not match the library, or the stream's device is a GPU and a host compiler compiled this file.
+// `extents` (`extent_count` of them): what it may touch, see hmmrt_stream_attach. (hipLaunchKernelGGL)
 template <class F>
-hmmrt_result_t launch(hmmrt_stream_t stream, const char* name, hmmrt_grid_t grid, const F& f) {
+hmmrt_result_t launch(hmmrt_stream_t stream, const char* name, hmmrt_grid_t grid, const F& f,
+                      const hmmrt_extent_t* extents = nullptr, std::size_t extent_count = 0) {
   static_assert(std::is_trivially_copyable<F>::value, "a kernel functor is copied to the device byte by byte");
   static_assert(sizeof(F) <= 4096, "a kernel functor has at most 4096 bytes");
+#if !defined(HMMRT_STANDIN_KERNELS) && !defined(__HIP_DEVICE_COMPILE__) && !defined(__CUDA_ARCH__)
   if (hmmrt_detail_abi() != detail::k_abi) return HMMRT_ERROR_NOT_SUPPORTED;
+#endif
   hmmrt_kernel_t kernel{};
   kernel.size = sizeof kernel;
   kernel.name = name;
   kernel.run = &detail::run_items<F>;
   kernel.functor = &f;
   kernel.functor_bytes = sizeof(F);
+  kernel.run_gpu = detail::run_gpu<F>;
+  kernel.extents = extents;
+  kernel.extent_count = extent_count;
   return hmmrt_launch(stream, &kernel, grid);
 }
-#endif
 
 }  // namespace hmmrt
 

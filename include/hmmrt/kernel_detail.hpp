@@ -80,7 +80,7 @@ struct op_add {
 
 }  // namespace hmmrt::detail
 
-#ifdef HMMRT_GPU_SOURCE
+#if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__) || defined(HMMRT_STANDIN_KERNELS)
 #include <hmmrt/kernel_gpu.hpp>
 #else
 #include <hmmrt/kernel_soft.hpp>

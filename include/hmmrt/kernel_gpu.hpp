@@ -1,24 +1,44 @@
 // SPDX-License-Identifier: MIT
-// kernel.hpp's accessors on a real GPU: plain pointers, the hardware translates. Not for users; included by
-// kernel_detail.hpp under nvcc and hipcc only.
+// kernel.hpp's accessors on a real GPU: a plain access, one constant away. Not for users; included by kernel_detail.hpp
+// when a compiler makes code for a GPU.
 #ifndef HMMRT_KERNEL_GPU_HPP
 #define HMMRT_KERNEL_GPU_HPP
 
 namespace hmmrt::detail {
 
+#ifdef HMMRT_STANDIN_KERNELS
+// For tests: a GPU that is none. Every access asks whether a GPU could make it.
+inline thread_local std::ptrdiff_t offset = 0;
+inline thread_local bool in_standin_kernel = false;
+void standin_check(std::uintptr_t addr);
+#else
+// Where the device has managed memory, from where the CPU has it: the same for every pointer of a launch. Set before a
+// launch when it changes (kernel_launch.hpp). One for each file: what is static needs no device linker.
+[[maybe_unused]] static __constant__ std::ptrdiff_t offset;
+#endif
+
+template <class T>
+HMMRT_KERNEL T* translated(T* p) {
+  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(offset);
+#ifdef HMMRT_STANDIN_KERNELS
+  if (in_standin_kernel) standin_check(at);
+#endif
+  return reinterpret_cast<T*>(at);
+}
+
 template <class T>
 HMMRT_KERNEL std::remove_cv_t<T> load(T* p) {
-  return *p;
+  return *translated(p);
 }
 template <class T>
 HMMRT_KERNEL void store(T* p, const T& v) {
-  *p = v;
+  *translated(p) = v;
 }
 
 template <class Fn, class... Args>
 HMMRT_KERNEL void visit_spans(Fn& fn, const Args&... args) {
   const std::size_t lengths[] = {args.n...};
-  fn(args.p..., std::size_t{0}, lengths[0]);
+  if (lengths[0] != 0) fn(translated(args.p)..., std::size_t{0}, lengths[0]);
 }
 
 // The bits of a 4- or 8-byte T, for compare-and-swap.
@@ -48,17 +68,18 @@ HMMRT_KERNEL T atomic_compare_exchange(T* p, T expected, T desired, bool system)
   B e = bit_copy<B>(expected);
   const B d = bit_copy<B>(desired);
 #if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
-  e = system ? atomicCAS_system(reinterpret_cast<B*>(p), e, d) : atomicCAS(reinterpret_cast<B*>(p), e, d);
+  B* at = reinterpret_cast<B*>(translated(p));
+  e = system ? atomicCAS_system(at, e, d) : atomicCAS(at, e, d);
 #else
   (void)system;
-  __atomic_compare_exchange_n(reinterpret_cast<B*>(p), &e, d, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+  __atomic_compare_exchange_n(reinterpret_cast<B*>(translated(p)), &e, d, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 #endif
   return bit_copy<T>(e);
 }
 
 template <class T, class Op>
 HMMRT_KERNEL T atomic_update(T* p, Op op, bool system) {
-  for (T seen = *static_cast<volatile T*>(p);;) {
+  for (T seen = *static_cast<volatile T*>(translated(p));;) {
     const T before = atomic_compare_exchange(p, seen, op(seen), system);
     using B = typename bits_of<sizeof(T)>::type;
     if (bit_copy<B>(before) == bit_copy<B>(seen)) return before;  // as bits: NaN equals itself
@@ -72,11 +93,11 @@ struct op_set {
 };
 template <class T>
 HMMRT_KERNEL T atomic_load(T* p, bool) {
-  return *static_cast<volatile T*>(p);
+  return *static_cast<volatile T*>(translated(p));
 }
 template <class T>
 HMMRT_KERNEL void atomic_store(T* p, T v, bool) {
-  *static_cast<volatile T*>(p) = v;
+  *static_cast<volatile T*>(translated(p)) = v;
 }
 template <class T>
 HMMRT_KERNEL T atomic_exchange(T* p, T v, bool system) {

@@ -220,7 +220,7 @@ hmmrt_result_t hmmrt_device_get_info(hmmrt_context_t context, uint32_t device, h
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (info == nullptr) return null_argument("hmmrt_device_get_info", "info");
     if (const Status s = check_device("hmmrt_device_get_info", *c, device); !s.ok()) return s;
-    const SoftDevice& d = c->device(device);
+    const Device& d = c->device(device);
     const DeviceInfo& from = d.info();
     hmmrt_device_info_t out{};
     out.size = sizeof out;

@@ -12,19 +12,13 @@
 #include "api/context.hpp"
 #include "api/convert.hpp"
 #include "api/entry.hpp"
+#include "migrate/ready.hpp"
 #include "migrate/requests.hpp"
 
 using namespace hmmrt;  // NOLINT(google-build-using-namespace): the C ABI is outside the namespace
 
-namespace {
-
-// Whole pages.
-using Pages = Extent;
-
-// [ptr, ptr + bytes), inside one allocation or registration, rounded outwards to pages. Where any pointer will do, inside
-// whatever is mapped, if `adopting`.
-Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out,
-                bool adopting = true) {
+Status hmmrt::pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out,
+                       bool adopting) {
   const auto addr = reinterpret_cast<std::uintptr_t>(ptr);
   if (ptr == nullptr) return null_argument(function, "ptr");
   if (bytes == 0) return fail(HMMRT_ERROR_INVALID_VALUE, "%s: bytes is 0", function);
@@ -57,6 +51,8 @@ Status pages_of(const char* function, Context& c, const void* ptr, std::size_t b
   return {};
 }
 
+namespace {
+
 // Null: no stream was given.
 Status stream_of(const char* function, hmmrt_stream_t handle, Context& c, Use<Stream>* stream, Use<Context>* owner) {
   if (handle == nullptr) return {};
@@ -71,6 +67,7 @@ void prefetch_now(Context& c, std::span<const Extent> extents, Processor to) {
   std::uint64_t left = 0;
   {
     const std::shared_lock guard(c.service().departure_lock());
+    if (to != k_cpu) (void)bring_within_reach(c.house(), c.pool(), extents, to);  // if not, pages are left
     left = prefetch(c.house(), c.pool(), extents, to, Cause::prefetch_user);
   }
   c.count_hint(left == 0, "prefetch", extents.front().addr, extents.front().bytes);

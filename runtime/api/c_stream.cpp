@@ -43,6 +43,18 @@ Status check_kernel(const hmmrt_kernel_t& k, const hmmrt_grid_t& grid) {
   return {};
 }
 
+// The kernel's extents as whole pages.
+Status declared_extents(const hmmrt_kernel_t& k, Context& c, std::vector<Extent>* out) {
+  if (k.extent_count == 0) return {};
+  if (k.extents == nullptr) return null_argument("hmmrt_launch", "kernel->extents");
+  for (std::size_t i = 0; i < k.extent_count; ++i) {
+    Extent pages;
+    if (const Status s = pages_of("hmmrt_launch", c, k.extents[i].ptr, k.extents[i].bytes, &pages); !s.ok()) return s;
+    out->push_back(pages);
+  }
+  return {};
+}
+
 void trace_launch(Context& c, Stream& s, EventKind kind) {
   if (!c.event_log().on()) return;
   (void)s.enqueue([&c, kind, p = device_processor(s.device_index), handle = s.handle()] {
@@ -128,6 +140,22 @@ hmmrt_result_t hmmrt_stream_host_function(hmmrt_stream_t stream, void (*fn)(void
       }
       t_in_host_function = false;
     });
+  });
+}
+
+hmmrt_result_t hmmrt_stream_attach(hmmrt_stream_t stream, const void* ptr, size_t bytes) {
+  return entry(__func__, [&]() -> Status {
+    Use<Context> owner;
+    Use<Stream> st;
+    if (const Status s = use(stream, &st, &owner); !s.ok()) return s;
+    if (ptr == nullptr && bytes == 0) {
+      st->attach_nothing();
+      return {};
+    }
+    Extent pages;
+    if (const Status s = pages_of("hmmrt_stream_attach", *owner, ptr, bytes, &pages); !s.ok()) return s;
+    st->attach(pages);
+    return {};
   });
 }
 
@@ -231,8 +259,10 @@ hmmrt_result_t hmmrt_launch(hmmrt_stream_t stream, const hmmrt_kernel_t* kernel,
     if (const Status s = use(stream, &st, &owner); !s.ok()) return s;
     if (kernel == nullptr) return null_argument("hmmrt_launch", "kernel");
     hmmrt_kernel_t k;
-    if (const Status s = read_struct("hmmrt_launch", kernel, sizeof k, &k); !s.ok()) return s;
+    if (const Status s = read_struct("hmmrt_launch", kernel, offsetof(hmmrt_kernel_t, run_gpu), &k); !s.ok()) return s;
     if (const Status s = check_kernel(k, grid); !s.ok()) return s;
+    std::vector<Extent> declared;
+    if (const Status s = declared_extents(k, *owner, &declared); !s.ok()) return s;
     owner->settle_mappings();
     Launch launch;
     launch.name = k.name;
@@ -240,6 +270,10 @@ hmmrt_result_t hmmrt_launch(hmmrt_stream_t stream, const hmmrt_kernel_t* kernel,
     launch.functor = k.functor;
     launch.functor_bytes = k.functor_bytes;
     launch.grid = {grid.x, grid.y, grid.z};
+    launch.run_gpu = reinterpret_cast<decltype(launch.run_gpu)>(reinterpret_cast<void (*)()>(k.run_gpu));
+    if (!st->device.info().caps.retryable_faults) {
+      launch.pages = owner->launch_pages(st->device_index, declared.empty() ? st->attached() : std::move(declared));
+    }
     trace_launch(*owner, *st, EventKind::launch_begin);
     const Status s = st->device.launch(st->queue, launch);
     trace_launch(*owner, *st, EventKind::launch_end);

@@ -6,13 +6,17 @@
 
 #include <algorithm>
 #include <bit>
+#include <charconv>
 #include <cinttypes>
 #include <thread>
 
 #include "api/log.hpp"
+#include "device/gpu_modules.hpp"
+#include "device/soft/soft_device.hpp"
 #include "host/shim/shim_mirror.hpp"
 #include "host/uffd/uffd_mirror.hpp"
 #include "migrate/coherence.hpp"
+#include "migrate/ready.hpp"
 #include "migrate/requests.hpp"
 
 namespace hmmrt {
@@ -59,14 +63,51 @@ SoftDeviceConfig device_config(const Settings& s, unsigned index, const std::sha
   return c;
 }
 
+// The vendor's numbers of the GPUs that option device names; none for the software GPU. Sets option devices to as many.
+Status parse_devices(Settings& s, std::vector<unsigned>* gpus) {
+  if (s.device == "soft") return {};
+  for (std::size_t at = 0; at <= s.device.size();) {
+    const std::size_t comma = std::min(s.device.find(',', at), s.device.size());
+    const std::string name = s.device.substr(at, comma - at);
+    unsigned ordinal = 0;
+    bool good = name == "gpu" && s.device == name;
+    if (name.starts_with("gpu:")) {
+      const auto [end, error] = std::from_chars(name.data() + 4, name.data() + name.size(), ordinal);
+      good = error == std::errc{} && end == name.data() + name.size();
+    }
+    if (!good) {
+      return fail(HMMRT_ERROR_INVALID_OPTION, "option device cannot be '%s': it is soft, gpu, gpu:N or gpu:N,gpu:M",
+                  s.device.c_str());
+    }
+    gpus->push_back(ordinal);
+    at = comma + 1;
+  }
+  if (s.device == "gpu") {
+    while (gpus->size() < s.devices) gpus->push_back(static_cast<unsigned>(gpus->size()));
+  }
+  if (gpus->size() > k_max_devices) {
+    return fail(HMMRT_ERROR_INVALID_OPTION, "option device names %zu GPUs; a context has at most %u", gpus->size(),
+                k_max_devices);
+  }
+  if (s.host_mirror == "shim") {
+    return fail(HMMRT_ERROR_INVALID_OPTION,
+                "option host_mirror is shim, which serves software GPUs only; for device '%s' leave it auto",
+                s.device.c_str());
+  }
+  s.devices = gpus->size();
+  return {};
+}
+
 // Decides what the options left to us.
 Status resolve(Settings& s) {
   const auto pages = static_cast<std::uint64_t>(std::max(sysconf(_SC_PHYS_PAGES), 0l));
-  if (s.device_memory == 0) {
+  if (s.device_memory == 0 && s.device != "soft") {
+    s.arena_bytes = block_ceil(s.arena_bytes);
+  } else if (s.device_memory == 0) {
     s.device_memory = std::min<std::uint64_t>(std::uint64_t{1} << 30, pages * k_page_size / 4 / s.devices);
     s.device_memory = std::max<std::uint64_t>(s.device_memory & ~(k_block_size - 1), k_block_size);
   }
-  if (s.device_memory < k_page_size) {
+  if (s.device_memory < k_page_size && s.device == "soft") {
     return fail(HMMRT_ERROR_INVALID_OPTION,
                 "option device_memory cannot be %" PRIu64
                 ": a device has at least 4K (0: "
@@ -86,6 +127,8 @@ bool moves(const HostMirrorInfo& info) { return info.path.rfind("move", 0) == 0;
 }  // namespace
 
 Status Context::create(Settings settings, std::unique_ptr<Context>* out) {
+  std::vector<unsigned> gpus;
+  if (const Status s = parse_devices(settings, &gpus); !s.ok()) return s;
   if (const Status s = resolve(settings); !s.ok()) return s;
   log::set_level(settings.log_level);
   std::unique_ptr<Policy> policy = make_policy(settings.policy);
@@ -112,7 +155,7 @@ Status Context::create(Settings settings, std::unique_ptr<Context>* out) {
   }
   std::unique_ptr<Context> context(new Context(std::move(settings), std::move(host), std::move(policy)));
   context->shim_ = shim;
-  context->build();
+  if (const Status s = context->build(gpus); !s.ok()) return s;
   context->say_what_is_missing();
   *out = std::move(context);
   return {};
@@ -125,22 +168,41 @@ Context::Context(Settings settings, std::unique_ptr<HostMirror> host, std::uniqu
       host_(std::move(host)),
       policy_(std::move(policy)) {}
 
-void Context::build() {
+std::unique_ptr<Device> Context::make_device(unsigned index, const std::vector<unsigned>& gpus,
+                                             const std::shared_ptr<SoftPeers>& peers, Status* status) {
+  if (!gpus.empty()) {
+    gpu::DeviceConfig config;
+    config.ordinal = gpus[index];
+    config.name = "gpu:" + std::to_string(gpus[index]);
+    config.index = index;
+    config.memory_bytes = settings_.device_memory;
+    config.remote_mapping = settings_.remote_mapping;
+    return make_gpu_device(
+        config, [](const char* text) { log::warn_once(text); }, status);
+  }
+  SoftDeviceConfig config = device_config(settings_, index, peers);
+  if (shim_ != nullptr) {
+    config.far = &shim_->memory(index);
+    config.memory_bytes = std::min(config.memory_bytes, shim_->capacity(index));
+  }
+  return std::make_unique<SoftDevice>(config, doorbell_, clock_);
+}
+
+Status Context::build(const std::vector<unsigned>& gpus) {
   const auto peers = std::make_shared<SoftPeers>();
   std::array<Device*, k_max_devices> devices{};
   std::array<Counters*, k_max_devices> counters{};
   for (unsigned i = 0; i < settings_.devices; ++i) {
-    SoftDeviceConfig config = device_config(settings_, i, peers);
-    if (shim_ != nullptr) {
-      config.far = &shim_->memory(i);
-      config.memory_bytes = std::min(config.memory_bytes, shim_->capacity(i));
-    }
-    devices_.push_back(std::make_unique<SoftDevice>(config, doorbell_, clock_));
+    Status made;
+    std::unique_ptr<Device> device = make_device(i, gpus, peers, &made);
+    if (device == nullptr) return made;
+    devices_.push_back(std::move(device));
     device_counters_.push_back(std::make_unique<Counters>());
     devices[i] = devices_.back().get();
     counters[i] = device_counters_.back().get();
   }
   settings_.compute_units = devices_[0]->info().compute_units;
+  settings_.device_memory = devices_[0]->info().memory_bytes;
   house_ = std::unique_ptr<House>(  // NOLINT(modernize-make-unique): clang 14 cannot make_unique an aggregate
       new House{space_, *host_, *policy_, clock_, log_, counters_, device_count(), devices, counters});
   const auto tokens = static_cast<unsigned>(settings_.pipeline_tokens);
@@ -155,6 +217,7 @@ void Context::build() {
   heap_ = std::make_unique<Heap>(static_cast<HeapBackend&>(*this), settings_.arena_bytes);
   service_->start();
   for (const Option& option : option_table()) option_values_.push_back(option_text(settings_, option));
+  return {};
 }
 
 void Context::say_what_is_missing() const {
@@ -175,8 +238,8 @@ void Context::say_what_is_missing() const {
     }
   }
   log::info("context: policy " + settings_.policy + ", host mirror " + info.name + " by " + info.path + ", " +
-            std::to_string(device_count()) + " software GPU(s) of " + std::to_string(settings_.device_memory >> 20) +
-            " MiB");
+            std::to_string(device_count()) + (settings_.device == "soft" ? " software GPU(s) of " : " GPU(s) of ") +
+            std::to_string(settings_.device_memory >> 20) + " MiB");
 }
 
 Context::~Context() {
@@ -230,7 +293,7 @@ void Context::close() {
 // ---- streams and events ---------------------------------------------------------------------------------------------
 
 Status Context::create_stream(unsigned index, std::uintptr_t* handle) {
-  SoftDevice& on = device(index);
+  Device& on = device(index);
   Queue queue = 0;
   if (const Status s = on.create_queue(&queue); !s.ok()) return s;
   auto stream = std::make_unique<Stream>(*this, on, index, queue);
@@ -495,6 +558,7 @@ void Context::settle_mappings() {
       it->second = seen;
     }
     service_->refresh_rights(addr, bytes);
+    space_.note_change();
   };
   for (const auto& [addr, bytes] : heap_->arenas()) look(addr, bytes);
   std::vector<std::pair<std::uintptr_t, std::size_t>> registered;
@@ -502,6 +566,56 @@ void Context::settle_mappings() {
     if (range.registered) registered.emplace_back(range.addr, range.bytes);
   });
   for (const auto& [addr, bytes] : registered) look(addr, bytes);
+}
+
+// All managed memory, or what was declared of it.
+class ManagedPages final : public LaunchPages {
+ public:
+  ManagedPages(Context& context, unsigned index, std::vector<Extent> declared)
+      : context_(context), index_(index), declared_(std::move(declared)) {}
+
+  std::shared_ptr<const ReadyPages> ready_now() override {
+    if (!declared_.empty()) return nullptr;
+    Context::Ready& known = context_.ready_[index_];
+    const std::lock_guard guard(known.lock);
+    if (known.pages == nullptr || known.ranges != context_.space_.changes()) return nullptr;
+    return known.pages->unmaps == context_.device(index_).unmaps() ? known.pages : nullptr;
+  }
+
+  Status make_ready(unsigned attempt, std::shared_ptr<const ReadyPages>* out) override {
+    if (attempt == 0 && (*out = ready_now()) != nullptr) return {};
+    const std::uint64_t ranges = context_.space_.changes();
+    std::vector<Extent> all;
+    if (declared_.empty()) {
+      context_.for_each_range([&](const Range& range) { all.push_back({range.addr, range.bytes}); });
+    }
+    Status s;
+    {
+      const std::shared_lock guard(context_.service().departure_lock());
+      s = hmmrt::make_ready(context_.house(), context_.pool(), declared_.empty() ? all : declared_,
+                            device_processor(index_), attempt, out);
+    }
+    if (!s.ok()) why_ = failure_detail();
+    if (*out == nullptr || !declared_.empty()) return s;
+    Context::Ready& known = context_.ready_[index_];
+    const std::lock_guard guard(known.lock);
+    known.ranges = ranges;
+    known.pages = *out;
+    return s;
+  }
+
+  std::string why() const override { return why_; }
+
+ private:
+  Context& context_;
+  const unsigned index_;
+  const std::vector<Extent> declared_;
+  std::string why_;
+};
+
+std::shared_ptr<LaunchPages> Context::launch_pages(unsigned index, std::vector<Extent> declared) {
+  if (devices_[index]->info().caps.retryable_faults) return nullptr;
+  return std::make_shared<ManagedPages>(*this, index, std::move(declared));
 }
 
 void Context::count_hint(bool effective, const char* what, std::uintptr_t addr, std::size_t bytes) {

@@ -21,14 +21,16 @@
 #include "api/heap.hpp"
 #include "api/options.hpp"
 #include "api/stream.hpp"
-#include "device/soft/soft_device.hpp"
+#include "device/device.hpp"
 #include "fault/fault_service.hpp"
 #include "migrate/house.hpp"
 #include "migrate/pipeline.hpp"
+#include "migrate/requests.hpp"
 
 namespace hmmrt {
 
 class ShimMirror;
+class SoftPeers;
 
 class Context final : public HandleObject, private HeapBackend {
  public:
@@ -49,7 +51,7 @@ class Context final : public HandleObject, private HeapBackend {
   HostMirror& host() { return *host_; }
   EventLog& event_log() { return log_; }
   AddressSpace& space() { return space_; }
-  SoftDevice& device(unsigned index) { return *devices_[index]; }
+  Device& device(unsigned index) { return *devices_[index]; }
   unsigned device_count() const { return static_cast<unsigned>(devices_.size()); }
   Counters& counters() { return counters_; }
   Counters& device_counters(unsigned index) { return *device_counters_[index]; }
@@ -102,6 +104,9 @@ class Context final : public HandleObject, private HeapBackend {
   std::uintptr_t pinned_page(std::uintptr_t addr, std::size_t bytes);
   // Before a launch: what the application did to its mappings so far is in force on the devices.
   void settle_mappings();
+  // What a launch on device `index` may touch: `declared`, or if that is empty all managed memory. For devices without
+  // retryable faults; null for others.
+  std::shared_ptr<LaunchPages> launch_pages(unsigned index, std::vector<Extent> declared);
   // Counts a hint, and says at level info what came of one without effect.
   void count_hint(bool effective, const char* what, std::uintptr_t addr, std::size_t bytes);
 
@@ -118,7 +123,9 @@ class Context final : public HandleObject, private HeapBackend {
 
  private:
   Context(Settings settings, std::unique_ptr<HostMirror> host, std::unique_ptr<Policy> policy);
-  void build();
+  Status build(const std::vector<unsigned>& gpus);
+  std::unique_ptr<Device> make_device(unsigned index, const std::vector<unsigned>& gpus,
+                                      const std::shared_ptr<SoftPeers>& peers, Status* status);
   void close();
   void say_what_is_missing() const;
   Status forget(std::uintptr_t addr, bool bring_home);
@@ -139,7 +146,7 @@ class Context final : public HandleObject, private HeapBackend {
   std::unique_ptr<Policy> policy_;
   AddressSpace space_;
   Doorbell doorbell_;
-  std::vector<std::unique_ptr<SoftDevice>> devices_;
+  std::vector<std::unique_ptr<Device>> devices_;
   std::vector<std::unique_ptr<Counters>> device_counters_;
   std::unique_ptr<House> house_;
   std::unique_ptr<PipelinePool> pool_;
@@ -156,6 +163,15 @@ class Context final : public HandleObject, private HeapBackend {
   std::mutex rights_lock_;
   std::map<std::uintptr_t, std::uint64_t> rights_seen_;
   std::atomic<std::uint64_t> pins_{0};  // pages may be pinned
+
+  // All managed memory as a device without retryable faults last had it ready, and for which ranges.
+  struct Ready {
+    std::mutex lock;
+    std::uint64_t ranges = 0;
+    std::shared_ptr<const ReadyPages> pages;
+  };
+  std::array<Ready, k_max_devices> ready_;
+  friend class ManagedPages;
 
   struct Baseline {
     std::atomic<std::uint64_t> remote{0}, overflows{0};

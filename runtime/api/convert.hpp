@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "api/context.hpp"
+#include "migrate/requests.hpp"
 
 namespace hmmrt {
 
@@ -43,6 +44,13 @@ inline Status check_device(const char* function, const Context& c, std::uint32_t
   return fail(HMMRT_ERROR_INVALID_DEVICE, "%s: there is no device %u; the context has devices 0..%u", function, device,
               c.device_count() - 1);
 }
+
+// Whole pages.
+using Pages = Extent;
+
+// [ptr, ptr + bytes), inside one allocation or registration, rounded outwards to pages. Where any pointer will do, inside
+// whatever is mapped, if `adopting`.
+Status pages_of(const char* function, Context& c, const void* ptr, std::size_t bytes, Pages* out, bool adopting = true);
 
 // A location as a processor.
 inline Status to_processor(const char* function, const Context& c, hmmrt_location_t location, Processor* out) {

@@ -28,11 +28,16 @@ constexpr double k_second = 1e9;  // in ns
 constexpr std::array k_table = {
     Option{"policy", "HMMRT_POLICY", T::policy, "adaptive", 0, 0, nullptr, &S::policy,
            "Who decides whether faulting pages move, how much with them, and when not."},
+    Option{"device", "HMMRT_DEVICE", T::text, "soft", 0, 0, nullptr, &S::device,
+           "What runs the kernels: soft, the software GPU; gpu, the first GPUs that HIP or CUDA finds; gpu:1, or "
+           "gpu:0,gpu:2, "
+           "these."},
     Option{"devices", "HMMRT_DEVICES", T::integer, "1", 1, k_max_devices, nullptr, &S::devices,
-           "Software GPUs in the context."},
-    Option{
-        "device_memory", "HMMRT_DEVICE_MEMORY", T::bytes, "0", 0, 4 * k_tib, nullptr, &S::device_memory,
-        "Memory of each software GPU. 0: 1G, or a quarter of the machine's memory shared among them if that is less."},
+           "Devices in the context; where device names some, as many."},
+    Option{"device_memory", "HMMRT_DEVICE_MEMORY", T::bytes, "0", 0, 4 * k_tib, nullptr, &S::device_memory,
+           "Memory of each device to use. 0: of a software GPU 1G, or a quarter of the machine's memory shared among "
+           "them if that "
+           "is less; of a GPU three quarters of what is free."},
     Option{"compute_units", "HMMRT_COMPUTE_UNITS", T::integer, "0", 0, 64, nullptr, &S::compute_units,
            "Threads of each software GPU. 0: as many as cores, at least 2, at most 4."},
     Option{"waves_per_unit", "HMMRT_WAVES_PER_UNIT", T::integer, "128", 1, 4096, nullptr, &S::waves_per_unit,

@@ -18,7 +18,7 @@ namespace hmmrt {
 
 // The options' values, typed. A member's name is its option's name.
 struct Settings {
-  std::string policy;
+  std::string policy, device;
   std::uint64_t devices = 0;
   std::uint64_t device_memory = 0;  // bytes per device; 0: to be decided
   std::uint64_t compute_units = 0;  // 0: the device decides

@@ -8,9 +8,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "api/handles.hpp"
 #include "device/device.hpp"
+#include "migrate/requests.hpp"
 
 namespace hmmrt {
 
@@ -26,6 +28,20 @@ class Stream final : public HandleObject {
   Device& device;
   const unsigned device_index;
   const Queue queue;
+
+  // What hmmrt_stream_attach declared; empty: everything.
+  std::vector<Extent> attached() const {
+    const std::lock_guard guard(lock_);
+    return attached_;
+  }
+  void attach(const Extent& extent) {
+    const std::lock_guard guard(lock_);
+    attached_.push_back(extent);
+  }
+  void attach_nothing() {
+    const std::lock_guard guard(lock_);
+    attached_.clear();
+  }
 
   // Waits until the queue is empty. A launch error is kept for synchronize().
   void drain();
@@ -55,7 +71,8 @@ class Stream final : public HandleObject {
  private:
   void run_guarded(void (*fn)(void*), void* arg) noexcept;
 
-  std::mutex lock_;
+  mutable std::mutex lock_;
+  std::vector<Extent> attached_;
   hmmrt_result_t error_ = HMMRT_SUCCESS;
   std::string text_;
 };

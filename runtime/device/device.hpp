@@ -12,8 +12,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "space/page.hpp"
 #include "space/page_mask.hpp"
@@ -30,6 +32,7 @@ struct DeviceCaps {
   bool system_atomics = false;    // atomics on a host mapping are atomic with the CPU's
   bool peer = false;              // can map and copy another device's frames
   bool dirty_bits = false;        // unmap() tells which pages were written; otherwise it says all of them
+  bool placed = false;            // a page's frame follows from its address: see reach()
 };
 
 struct DeviceInfo {
@@ -99,6 +102,31 @@ struct Grid {
   std::uint64_t x = 1, y = 1, z = 1;  // work items in each dimension
 };
 
+// What a launch may touch, for devices whose accesses are not replayed: all of it is mapped before the kernel starts, in
+// one way: in device memory, or (remote) in system memory.
+struct ReadyPages {
+  struct InBlock {
+    std::uintptr_t base = 0;
+    PageMask pages;
+  };
+  std::uint64_t unmaps = 0;  // Device::unmaps() before the pages were looked at
+  bool remote = false;
+  std::vector<InBlock> pages;
+};
+
+// Gets a launch's pages ready. The device calls it from the queue that runs the launch, with none of its locks held.
+class LaunchPages {
+ public:
+  virtual ~LaunchPages() = default;
+  // What they were the last time, if nothing was taken away since; else null. Cheap, waits for nothing.
+  virtual std::shared_ptr<const ReadyPages> ready_now() = 0;
+  // Migrates, and waits for it. attempt counts from 0: pages may be taken away again before the kernel starts. Null without
+  // an error: not yet.
+  virtual Status make_ready(unsigned attempt, std::shared_ptr<const ReadyPages>* out) = 0;
+  // What was wrong, after an error.
+  virtual std::string why() const = 0;
+};
+
 // A kernel: `run` is called once per wave with the lanes [first, first + count) of the linearised grid (x fastest).
 // `functor` is copied at launch; it must be trivially copyable.
 struct Launch {
@@ -107,6 +135,10 @@ struct Launch {
   const void* functor = nullptr;
   std::size_t functor_bytes = 0;
   Grid grid;
+  // For real GPUs: starts the kernel on a native stream, its managed pointers `offset` bytes away; returns the vendor's
+  // error code. Null in programs that were not compiled for one.
+  int (*run_gpu)(const void* functor, const Grid* grid, std::ptrdiff_t offset, void* native_stream) = nullptr;
+  std::shared_ptr<LaunchPages> pages;  // for devices without retryable_faults
 };
 
 // Why a launch failed: its first forbidden access.
@@ -123,13 +155,18 @@ class Device {
   virtual const DeviceInfo& info() const = 0;
 
   // --- frames ---------------------------------------------------------------------------------------------------
-  // Fills `frames[i]` for each page i of `pages` with a free frame, as contiguous and 2 MiB-aligned as free memory
-  // allows (a full mask gets one 2 MiB frame when there is one). All or nothing: returns false, and changes nothing,
-  // when fewer frames are free. Contents are undefined; zero_frames() clears. `frames` has 512 entries.
-  virtual bool allocate_frames(const PageMask& pages, Frame* frames) = 0;
+  // Fills `frames[i]` for each page i of `pages`, of the block at `base`, with a free frame, as contiguous and 2
+  // MiB-aligned as free memory allows (a full mask gets one 2 MiB frame when there is one). All or nothing: returns false,
+  // and changes nothing, when fewer frames are free. Contents are undefined; zero_frames() clears. `frames` has 512 entries.
+  virtual bool allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) = 0;
   virtual void free_frames(const PageMask& pages, const Frame* frames) = 0;
   virtual std::uint64_t free_frame_count() const = 0;
   virtual void zero_frames(const PageMask& pages, const Frame* frames) = 0;
+  // Devices that are `placed` keep managed memory at one constant offset, so that what they hold at a time lies within a
+  // window as large as their memory. Puts [begin, end) into it: `now`; `once_empty`: every frame must be freed first,
+  // then ask again; `never`: it is larger than the device.
+  enum class Reach : std::uint8_t { now, once_empty, never };
+  virtual Reach reach(std::uintptr_t /*begin*/, std::uintptr_t /*end*/) { return Reach::now; }
   // CPU address of a frame, or null where the CPU cannot address device memory.
   virtual std::byte* frame_address(Frame frame) = 0;
 
@@ -142,6 +179,8 @@ class Device {
   // True: no access is in flight, or will start, through a translation removed or narrowed before the call. False: after
   // timeout_ns some access was still in flight (it may be stuck in a CPU fault on a `host` target); call again.
   virtual bool quiesce(std::uint64_t timeout_ns) = 0;
+  // How often unmap(), or map() with less, has taken something away. Devices without retryable_faults.
+  virtual std::uint64_t unmaps() const { return 0; }
 
   // --- fault buffer ---------------------------------------------------------------------------------------------
   // Takes up to out.size() entries, oldest first; 0 when empty. Does not block: the doorbell given at creation rings
@@ -159,6 +198,10 @@ class Device {
   virtual std::size_t fetch_access_counts(std::span<AccessCount> out) = 0;
   // Recency of local use of a block: larger is later, 0 means never or unknown. Cheap; called for victim choice.
   virtual std::uint64_t last_use(std::uintptr_t base) const = 0;
+  virtual std::uint64_t remote_accesses() const {
+    return 0;
+  }  // 64-byte transactions through remote mappings, if counted
+  virtual std::uint64_t metadata_bytes() const { return 0; }  // bookkeeping in system memory
 
   // --- copy engines ---------------------------------------------------------------------------------------------
   // Starts the copies, in any order among themselves. The runs array need not outlive the call; the memory must,

@@ -97,6 +97,7 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
       release(house, block);
     });
   }
+  house.space.note_change();
 }
 
 }  // namespace hmmrt

@@ -6,64 +6,13 @@
 #include <vector>
 
 #include "migrate/coherence.hpp"
+#include "migrate/pieces.hpp"
 
 namespace hmmrt {
 
 namespace {
 
 constexpr unsigned k_attempts = 64;  // rounds for pages that are busy
-
-// A pipeline for the length of a call.
-class Borrowed {
- public:
-  explicit Borrowed(PipelinePool& pool) : pool_(pool), pipeline_(pool.take()) {}
-  ~Borrowed() { pool_.give(std::move(pipeline_)); }
-  Borrowed(const Borrowed&) = delete;
-  Borrowed& operator=(const Borrowed&) = delete;
-  Pipeline& operator*() const { return *pipeline_; }
-  Pipeline* operator->() const { return pipeline_.get(); }
-
- private:
-  PipelinePool& pool_;
-  std::unique_ptr<Pipeline> pipeline_;
-};
-
-// The pages wanted of one block.
-struct Piece {
-  std::uintptr_t base;
-  PageMask pages;
-};
-
-// The extents block by block, ascending, each block once.
-std::vector<Piece> pieces_of(std::span<const Extent> extents) {
-  std::vector<Piece> pieces;
-  for (const Extent& e : extents) {
-    const std::uintptr_t end = e.addr + e.bytes;
-    for (std::uintptr_t base = block_floor(e.addr); base < end; base += k_block_size) {
-      const std::uintptr_t from = std::max(e.addr, base);
-      const std::uintptr_t to = std::min(end, base + k_block_size);
-      const PageMask pages = PageMask::range(static_cast<unsigned>((from - base) >> k_page_shift),
-                                             static_cast<unsigned>((to - from) >> k_page_shift));
-      if (!pieces.empty() && pieces.back().base == base) {
-        pieces.back().pages |= pages;
-      } else {
-        pieces.push_back({base, pages});
-      }
-    }
-  }
-  const auto lower = [](const Piece& x, const Piece& y) { return x.base < y.base; };
-  if (!std::is_sorted(pieces.begin(), pieces.end(), lower)) std::stable_sort(pieces.begin(), pieces.end(), lower);
-  std::size_t kept = 0;
-  for (std::size_t i = 1; i < pieces.size(); ++i) {
-    if (pieces[i].base == pieces[kept].base) {
-      pieces[kept].pages |= pieces[i].pages;
-    } else {
-      pieces[++kept] = pieces[i];
-    }
-  }
-  if (!pieces.empty()) pieces.resize(kept + 1);
-  return pieces;
-}
 
 // Moving pieces to one processor.
 class PrefetchJobs final : public Jobs {
@@ -171,6 +120,7 @@ std::uintptr_t adopt(House& house, std::uintptr_t addr, std::size_t bytes) {
 Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registered, Range** out) {
   if (Status s = house.space.add_range(addr, bytes, registered, out); !s.ok()) return s;
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { make_valid(house, block, pages, *out); });
+  house.space.note_change();
   return {};
 }
 

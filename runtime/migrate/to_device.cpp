@@ -56,8 +56,8 @@ void find_frames(House& house, Work& w, Work& spare) {
   if (need.none()) return;
   const auto get = [&] {
     const unsigned n = need.count();
-    return device.allocate_frames(need, w.frames.data()) ||
-           (make_room(house, w.to, n, w.cause, spare) && device.allocate_frames(need, w.frames.data()));
+    return device.allocate_frames(w.block->base, need, w.frames.data()) ||
+           (make_room(house, w.to, n, w.cause, spare) && device.allocate_frames(w.block->base, need, w.frames.data()));
   };
   if (!get()) {
     const PageMask prefetch = need - w.faulted;

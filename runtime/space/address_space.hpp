@@ -73,6 +73,9 @@ class AddressSpace {
     }
   }
   std::vector<Range*> ranges() const;
+  // Counts changes of what is managed and of the rights to it; who has made one says so when its blocks show it.
+  std::uint64_t changes() const { return changes_.load(std::memory_order_acquire); }
+  void note_change() { changes_.fetch_add(1, std::memory_order_acq_rel); }
 
   // Every block ever made, in no order; for victim choice. Index < block_count().
   std::size_t block_count() const noexcept { return block_count_.load(std::memory_order_acquire); }
@@ -97,6 +100,7 @@ class AddressSpace {
   std::array<std::atomic<Leaf*>, std::size_t{1} << k_high_bits> leaves_{};
   std::atomic<std::size_t> leaf_count_{0};
   std::atomic<std::size_t> block_count_{0};
+  std::atomic<std::uint64_t> changes_{0};
   Slab<Block> blocks_;
   Slab<DevicePart> parts_;
   Slab<BlockAdvice> advice_;

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <stdexcept>
 
 namespace samples {
 namespace {
@@ -56,7 +58,7 @@ Cell::Cell(const char* name, double value, int decimals) : column(name), number(
 Sample::Sample(const char* name, const char* what) : cli_(what, name), name_(name) {
   cli_.option_defaults()->always_capture_default();
   cli_.add_option("--policy", policy_, "who decides what moves: adaptive (default), uvm, first_touch_4k, ...");
-  cli_.add_option("--device", device_, "index of the device to use");
+  cli_.add_option("--device", on_, "what to run on: 0 or soft:0, the first software GPU; gpu:0, the first real one");
   cli_.add_option("--option", options_, "NAME=VALUE: any context option (hmmrt-info --options); may be repeated")
       ->type_name("NAME=VALUE")
       ->take_all()
@@ -99,6 +101,17 @@ hmmrt::context Sample::open(const Settings& defaults, const Settings& forced) {
   for (const auto& setting : defaults)
     if (!in_environment(setting.first)) all.push_back(setting);
   if (!policy_.empty()) all.emplace_back("policy", policy_);
+  const std::string digits = on_.substr(on_.rfind(':') + 1);
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), device_);
+  const std::string kind = on_.substr(0, on_.size() - digits.size());
+  if (error != std::errc{} || end != digits.data() + digits.size() ||
+      (!kind.empty() && kind != "soft:" && kind != "gpu:")) {
+    throw std::invalid_argument("--device cannot be '" + on_ + "': it is N, soft:N or gpu:N");
+  }
+  if (kind == "gpu:") {
+    all.emplace_back("device", on_);
+    device_ = 0;
+  }
   for (const std::string& text : options_) {
     const std::size_t equals = text.find('=');
     all.emplace_back(text.substr(0, equals), text.substr(equals + 1));

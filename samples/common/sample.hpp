@@ -79,6 +79,7 @@ class Sample {
   std::string name_;
   std::string policy_;
   std::vector<std::string> options_;
+  std::string on_ = "0";
   std::uint32_t device_ = 0;
   bool json_ = false;
   bool correct_ = true;

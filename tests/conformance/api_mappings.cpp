@@ -33,6 +33,7 @@ TEST_P(ApiMappings, madvise_dontneed_drops_what_a_device_holds) {
 }
 
 TEST_P(ApiMappings, munmapped_pages_fail_launches_and_the_rest_stays) {
+  NEEDS_FAULTS("nobody sees a wrong address");
   Mapping m(16 * k_page);
   for (std::size_t i = 0; i < 16 * 1024; ++i) m.words()[i] = 5;
   context().register_memory(m.get(), 16 * k_page);
@@ -136,7 +137,10 @@ TEST_P(ApiMappings, protection_is_mirrored_to_devices_after_mremap) {
   ASSERT_EQ(mprotect(m.words(), 8 * k_page, PROT_READ), 0);
   const hmmrt::stream s(context(), last_device());
   s.launch("write", 1024, AddOne{hmmrt::gptr<std::uint32_t>(m.words())});
-  EXPECT_EQ(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ACCESS_DENIED) << hmmrt_last_error_detail();
+  const hmmrt_result_t result = hmmrt_stream_synchronize(s.get());
+  if (faults()) {  // else nobody saw the writes, and they are lost
+    EXPECT_EQ(result, HMMRT_ERROR_ACCESS_DENIED) << hmmrt_last_error_detail();
+  }
   EXPECT_EQ(m.wrong(), 0u);
 }
 
@@ -280,6 +284,7 @@ TEST_P(ApiMappings, memory_unmapped_during_a_launch_can_be_unregistered) {
 }
 
 TEST_P(ApiMappings, protection_is_mirrored_to_devices) {
+  NEEDS_FAULTS("nobody sees a forbidden access");
   hmmrt::managed_buffer<std::uint32_t> b(context(), 1024);
   for (auto& v : b) v = 1;
   const hmmrt::stream s(context());
@@ -329,6 +334,7 @@ TEST_P(ApiMappings, without_privilege_system_calls_fail_cleanly_and_work_after_a
 }
 
 TEST_P(ApiMappings, a_forked_child_has_the_data_of_the_moment_and_no_library) {
+  NEEDS_FAULTS("the CPU waits for the kernel, which waits for it");
   hmmrt::managed_buffer<std::uint32_t> stop(context(), 1024);
   hmmrt::managed_buffer<std::uint64_t> counter(context(), 512);
   hmmrt::managed_buffer<std::uint32_t> data(context(), k_block / 4);

@@ -71,6 +71,7 @@ TEST_P(ApiStreams, events_measure_time_and_say_when_they_are_not_ready) {
 }
 
 TEST_P(ApiStreams, a_failed_launch_is_reported_once_and_the_context_stays_usable) {
+  NEEDS_FAULTS("nobody sees a wrong address");
   hmmrt::managed_buffer<std::uint32_t> b(context(), 1024);
   const hmmrt::stream s(context(), last_device());
   const Mapping foreign(k_page);
@@ -89,6 +90,7 @@ TEST_P(ApiStreams, a_failed_launch_is_reported_once_and_the_context_stays_usable
 }
 
 TEST_P(ApiStreams, context_synchronize_reports_launch_errors_of_every_stream) {
+  NEEDS_FAULTS("nobody sees a wrong address");
   const hmmrt::stream one(context()), two(context(), last_device());
   two.launch("null", 1, Fill{hmmrt::gptr<std::uint32_t>(nullptr), 1});
   EXPECT_EQ(hmmrt_context_synchronize(handle()), HMMRT_ERROR_ILLEGAL_ADDRESS);
@@ -106,6 +108,7 @@ TEST_P(ApiStreams, free_waits_for_launches) {
 }
 
 TEST_P(ApiStreams, an_error_survives_a_free_that_waited_for_it) {
+  NEEDS_FAULTS("nobody sees a wrong address");
   const hmmrt::stream s(context());
   auto* p = context().allocate(k_page);
   s.launch("null", 1, Fill{hmmrt::gptr<std::uint32_t>(nullptr), 1});
@@ -114,6 +117,7 @@ TEST_P(ApiStreams, an_error_survives_a_free_that_waited_for_it) {
 }
 
 TEST_P(ApiStreams, calls_from_kernels_and_host_functions_are_refused) {
+  NEEDS_FAULTS("a kernel has no library to call");
   static std::atomic<int> from_kernel, from_host;
   struct Call {
     hmmrt_context_t c;

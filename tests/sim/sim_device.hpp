@@ -25,9 +25,9 @@ class SimDevice final : public Device {
   Translation translation(std::uintptr_t addr) const { return translations_[(addr - base_) >> k_page_shift]; }
 
   const DeviceInfo& info() const override { return soft_.info(); }
-  bool allocate_frames(const PageMask& pages, Frame* frames) override {
+  bool allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) override {
     scheduler_.maybe_yield();
-    return soft_.allocate_frames(pages, frames);
+    return soft_.allocate_frames(base, pages, frames);
   }
   void free_frames(const PageMask& pages, const Frame* frames) override { soft_.free_frames(pages, frames); }
   std::uint64_t free_frame_count() const override { return soft_.free_frame_count(); }

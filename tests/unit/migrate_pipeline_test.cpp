@@ -56,7 +56,7 @@ class ModelDevice final : public test::IdleDevice {
   }
   std::vector<std::uint64_t> words;  // of each frame
 
-  bool allocate_frames(const PageMask& pages, Frame* frames) override {
+  bool allocate_frames(std::uintptr_t /*base*/, const PageMask& pages, Frame* frames) override {
     const std::lock_guard guard(lock_);
     if (free_.size() < pages.count()) return false;
     pages.for_each([&](unsigned page) {

@@ -20,7 +20,7 @@ CopyRun copy_run(CopyKind kind, Frame frame, std::byte* host, std::uint32_t page
 TEST(SoftCopy, bytes_arrive_both_ways) {
   Rig rig;
   Frame frames[512];
-  ASSERT_TRUE(rig.device.allocate_frames(PageMask::all(), frames));
+  ASSERT_TRUE(rig.device.allocate_frames(0, PageMask::all(), frames));
   std::vector<std::byte> in(k_block_size);
   std::vector<std::byte> out(k_block_size);
   for (std::size_t i = 0; i < in.size(); ++i) in[i] = static_cast<std::byte>(i * 31 >> 4);

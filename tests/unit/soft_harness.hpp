@@ -76,7 +76,7 @@ inline void map_one(Device& device, std::uintptr_t addr, const MapSpan& span) {
 }
 inline Frame allocate_one(Device& device) {
   Frame frames[k_block_pages];
-  return device.allocate_frames(PageMask::one(0), frames) ? frames[0] : k_no_frame;
+  return device.allocate_frames(0, PageMask::one(0), frames) ? frames[0] : k_no_frame;
 }
 
 // Serves faults: gives the page a frame with the region's contents, or what `on_fault` does instead.

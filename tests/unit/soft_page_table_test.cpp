@@ -34,7 +34,7 @@ struct TouchSpan {  // writes elements [first, first + n)
 
 class SoftPageTable : public testing::Test {
  protected:
-  void SetUp() override { ASSERT_TRUE(rig.device.allocate_frames(PageMask::all(), frames)); }
+  void SetUp() override { ASSERT_TRUE(rig.device.allocate_frames(0, PageMask::all(), frames)); }
   void map_all(Rights rights) { map_one(rig.device, region.base(), frames_span(0, 512, frames[0], rights)); }
   void map_in_pieces() {
     for (unsigned i = 0; i < 512; ++i)
@@ -124,7 +124,7 @@ TEST_F(SoftPageTable, recency_follows_use) {
   const std::uint64_t first = rig.device.last_use(region.base());
   EXPECT_GT(first, 0u);
   Frame more[512];
-  ASSERT_TRUE(rig.device.allocate_frames(PageMask::all(), more));
+  ASSERT_TRUE(rig.device.allocate_frames(0, PageMask::all(), more));
   map_one(rig.device, other.base(), frames_span(0, 512, more[0], Rights::write));
   EXPECT_EQ(rig.run({512, 1, 1}, Touch{other.at<std::uint64_t>(), {}, 512}).result, HMMRT_SUCCESS);
   EXPECT_GT(rig.device.last_use(other.base()), first);

@@ -34,7 +34,7 @@ class FakeDevice final : public IdleDevice {
   std::byte* frame(Frame f) { return memory_ + std::size_t{f} * k_page_size; }
   bool fail_copies = false;
 
-  bool allocate_frames(const PageMask&, Frame*) override { return false; }
+  bool allocate_frames(std::uintptr_t, const PageMask&, Frame*) override { return false; }
   void free_frames(const PageMask&, const Frame*) override {}
   std::uint64_t free_frame_count() const override { return 0; }
   void zero_frames(const PageMask& pages, const Frame* frames) override {

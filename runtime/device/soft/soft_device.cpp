@@ -201,7 +201,7 @@ void SoftDevice::fill_info() {
 
 // ---- frames ---------------------------------------------------------------------------------------------------------
 
-bool SoftDevice::allocate_frames(const PageMask& pages, Frame* frames) {
+bool SoftDevice::allocate_frames(std::uintptr_t /*base*/, const PageMask& pages, Frame* frames) {
   if (parts_->allocation_fails.strike()) return false;
   return parts_->memory.allocate(pages, frames);
 }

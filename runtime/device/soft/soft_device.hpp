@@ -114,7 +114,7 @@ class SoftDevice final : public Device {
 
   const DeviceInfo& info() const override { return info_; }
 
-  bool allocate_frames(const PageMask& pages, Frame* frames) override;
+  bool allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) override;
   void free_frames(const PageMask& pages, const Frame* frames) override;
   std::uint64_t free_frame_count() const override;
   void zero_frames(const PageMask& pages, const Frame* frames) override;
@@ -148,9 +148,9 @@ class SoftDevice final : public Device {
   // Deterministic mode: takes the `choice`-th (modulo how many there are) possible next action: run a wave up to its
   // next access, start one, or run a host function. False when nothing can run: all is done, or all waves are stalled.
   bool step(std::uint64_t choice);
-  std::uint64_t metadata_bytes() const;   // page-table memory
-  std::uint64_t remote_accesses() const;  // 64-byte transactions through remote mappings
-  std::uint64_t stalled_waves() const;    // waiting for a replay now
+  std::uint64_t metadata_bytes() const override;   // page-table memory
+  std::uint64_t remote_accesses() const override;  // 64-byte transactions through remote mappings
+  std::uint64_t stalled_waves() const;             // waiting for a replay now
   std::uint64_t injected_failures() const;
 
  private:

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+#include "device/gpu/gpu_queue.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+
+namespace hmmrt::gpu {
+
+GpuQueue::GpuQueue(GpuDevice& device, Stream stream) : device_(device), stream_(stream) {
+  thread_ = std::thread([this] { work(); });
+}
+
+GpuQueue::~GpuQueue() {
+  {
+    const std::lock_guard guard(lock_);
+    stopping_ = true;
+  }
+  more_.notify_one();
+  thread_.join();
+  device_.use();
+  (void)GPU(StreamSynchronize)(stream_);
+  (void)GPU(StreamDestroy)(stream_);
+}
+
+void GpuQueue::launch(const Launch& launch) {
+  std::unique_lock guard(lock_);
+  if (tasks_.empty() && !busy_) {
+    // attempt 0 of a launch whose pages are known to be ready migrates nothing.
+    const std::shared_ptr<const ReadyPages> ready = launch.pages->ready_now();
+    if (ready != nullptr && device_.broken().empty()) {
+      device_.use();
+      Error error{};
+      const GpuDevice::Start how = device_.start(stream_, launch, *ready, &error);
+      if (how == GpuDevice::Start::started) return;
+    }
+  }
+  Task task;
+  task.launch = launch;
+  task.name = launch.name;
+  const auto* bytes = static_cast<const std::byte*>(launch.functor);
+  task.functor.assign(bytes, bytes + launch.functor_bytes);
+  tasks_.push_back(std::move(task));
+  guard.unlock();
+  more_.notify_one();
+}
+
+void GpuQueue::host(void (*fn)(void*), void* arg) {
+  Task task;
+  task.fn = fn;
+  task.arg = arg;
+  {
+    const std::lock_guard guard(lock_);
+    tasks_.push_back(std::move(task));
+  }
+  more_.notify_one();
+}
+
+LaunchError GpuQueue::synchronize(std::string* text) {
+  std::unique_lock guard(lock_);
+  done_.wait(guard, [this] { return tasks_.empty() && !busy_; });
+  guard.unlock();
+  device_.use();
+  const Error e = GPU(StreamSynchronize)(stream_);
+  guard.lock();
+  if (e != k_success && error_.result == HMMRT_SUCCESS) {
+    error_.result = HMMRT_ERROR_ILLEGAL_ADDRESS;
+    error_text_ = std::string("a kernel ended with an error of the GPU's: ") + GPU(GetErrorString)(e);
+  }
+  const LaunchError error = error_;
+  *text = error_text_;
+  error_ = LaunchError{};
+  error_text_.clear();
+  return error;
+}
+
+bool GpuQueue::idle() {
+  {
+    const std::lock_guard guard(lock_);
+    if (!tasks_.empty() || busy_) return false;
+  }
+  device_.use();
+  return GPU(StreamQuery)(stream_) != k_not_ready;
+}
+
+void GpuQueue::work() {
+  pthread_setname_np(pthread_self(), "hmmrt-gpu");
+  std::unique_lock guard(lock_);
+  for (;;) {
+    more_.wait(guard, [this] { return stopping_ || !tasks_.empty(); });
+    if (tasks_.empty()) return;
+    Task task = std::move(tasks_.front());
+    tasks_.pop_front();
+    busy_ = true;
+    guard.unlock();
+    device_.use();
+    run(task);
+    task = Task{};  // what it holds is let go before anyone sees the queue idle
+    guard.lock();
+    busy_ = false;
+    if (tasks_.empty()) done_.notify_all();
+  }
+}
+
+void GpuQueue::run(Task& task) {
+  if (task.fn != nullptr) {
+    (void)GPU(StreamSynchronize)(stream_);
+    task.fn(task.arg);
+    return;
+  }
+  task.launch.name = task.name.c_str();
+  task.launch.functor = task.functor.data();
+  for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
+    std::shared_ptr<const ReadyPages> ready;
+    if (attempt > 1) std::this_thread::sleep_for(std::chrono::microseconds(20u << std::min(attempt, 10u)));
+    if (const Status s = task.launch.pages->make_ready(attempt, &ready); !s.ok()) {
+      note_error(task, s.code(), task.launch.pages->why());
+      return;
+    }
+    if (ready == nullptr) continue;
+    if (const std::string broken = device_.broken(); !broken.empty()) {
+      note_error(task, HMMRT_ERROR_SYSTEM, broken);
+      return;
+    }
+    Error error{};
+    switch (device_.start(stream_, task.launch, *ready, &error)) {
+      case GpuDevice::Start::started:
+        return;
+      case GpuDevice::Start::failed:
+        note_error(task, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
+        return;
+      case GpuDevice::Start::not_ready:
+        break;
+    }
+  }
+  const std::string pins = device_.pin_error();
+  note_error(task, HMMRT_ERROR_BUSY,
+             pins.empty() ? "its pages were taken away again and again before it could start"
+                          : "its memory cannot be mapped where it is: " + pins);
+}
+
+void GpuQueue::note_error(const Task& task, hmmrt_result_t result, const std::string& text) {
+  const std::lock_guard guard(lock_);
+  if (error_.result != HMMRT_SUCCESS) return;
+  error_.result = result;
+  std::snprintf(error_.kernel, sizeof error_.kernel, "%s", task.name.c_str());
+  error_text_ = "kernel '" + task.name + "': " + text;
+}
+
+}  // namespace hmmrt::gpu

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: MIT
+// GPUs without retryable faults: what a launch brings with it, and what happens when that cannot be. Over the stand-in for
+// HIP, whose kernels stop the test at an access that no GPU could make.
+#include <sys/wait.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "conformance/api_environment.hpp"
+
+namespace api_test {
+namespace {
+
+using Buffer = hmmrt::managed_buffer<std::uint32_t>;
+constexpr std::size_t k_mib = std::size_t{1} << 20;
+
+class GpuLaunch : public ApiTest {
+ protected:
+  static constexpr std::size_t k_memory = 64 * k_mib;
+  static void add_one(const hmmrt::stream& s, Buffer& b) { s.launch("add", b.size(), AddOne{b.gpu()}); }
+};
+
+// Runs the test `GpuChild.DISABLED_<name>` of this program anew, with these variables, which the stand-in reads as it goes.
+// Returns its exit status.
+int in_child(const char* name, const std::vector<std::pair<const char*, std::string>>& variables) {
+  const pid_t child = fork();
+  if (child == 0) {
+    for (const auto& [variable, value] : variables) setenv(variable, value.c_str(), 1);
+    alarm(60);
+    const std::string filter = std::string("--gtest_filter=GpuChild.DISABLED_") + name;
+    execl("/proc/self/exe", "gpu", filter.c_str(), "--gtest_also_run_disabled_tests", "--gtest_brief=1", nullptr);
+    _exit(127);
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+TEST_P(GpuLaunch, pointers_inside_managed_data_work) {
+  struct Node {
+    hmmrt::gptr<Node> next;
+    std::uint64_t value;
+  };
+  struct Walk {
+    hmmrt::gptr<Node> head;
+    hmmrt::gptr<std::uint64_t> sum;
+    void operator()(const hmmrt::item&) const {
+      for (hmmrt::gptr<Node> n = head; n; n = n->next) *sum += n->value;
+    }
+  };
+  const std::size_t count = 5000;
+  hmmrt::managed_buffer<Node> nodes(context(), count);
+  hmmrt::managed_buffer<std::uint64_t> sum(context(), 1);
+  for (std::size_t i = 0; i < count; ++i) {
+    nodes.data()[i] = {i + 1 < count ? hmmrt::gptr<Node>(&nodes.data()[(i + 1) * 4999 % count]) : nullptr, i};
+  }
+  nodes.data()[count - 1].next = nullptr;
+  std::uint64_t want = 0;
+  for (const Node* n = nodes.data(); n != nullptr; n = n->next.get()) want += n->value;
+  const hmmrt::stream s(context(), last_device());
+  s.launch("walk", 1, Walk{nodes.gpu(), sum.gpu()});
+  s.synchronize();
+  EXPECT_EQ(sum.data()[0], want);
+  EXPECT_GT(want, 0u);
+}
+
+TEST_P(GpuLaunch, a_second_launch_moves_nothing) {
+  Buffer b(context(), 8 * k_mib / 4);
+  const hmmrt::stream s(context());
+  add_one(s, b);
+  s.synchronize();
+  const std::uint64_t before = hmmrt::bytes_to_device(context().stats());
+  for (int i = 0; i < 10; ++i) add_one(s, b);
+  s.synchronize();
+  EXPECT_EQ(hmmrt::bytes_to_device(context().stats()), before);
+  for (std::size_t i = 0; i < b.size(); i += 999) ASSERT_EQ(b[i], 11u);
+}
+
+TEST_P(GpuLaunch, what_is_attached_comes_and_the_rest_stays) {
+  Buffer used(context(), 4 * k_mib / 4), other(context(), 4 * k_mib / 4);
+  std::fill(used.begin(), used.end(), 1u);
+  std::fill(other.begin(), other.end(), 1u);
+  const hmmrt::stream s(context());
+  s.attach(used.data(), used.bytes());
+  add_one(s, used);
+  s.synchronize();
+  EXPECT_EQ(used.stats().bytes_resident_device, used.bytes());
+  EXPECT_EQ(other.stats().bytes_resident_device, 0u);
+  hmmrt::check(hmmrt_stream_attach(s.get(), nullptr, 0));
+  add_one(s, used);
+  s.synchronize();
+  EXPECT_EQ(other.stats().bytes_resident_device, other.bytes());
+  EXPECT_API_ERROR(hmmrt_stream_attach(s.get(), this, 8), HMMRT_ERROR_NOT_MANAGED, hex(this));
+}
+
+TEST_P(GpuLaunch, declared_extents_come_before_what_is_attached) {
+  Buffer a(context(), 2 * k_mib / 4), b(context(), 2 * k_mib / 4);
+  const hmmrt::stream s(context());
+  s.attach(a.data(), a.bytes());
+  const hmmrt_extent_t extent{b.data(), b.bytes()};
+  hmmrt::check(hmmrt::launch(s.get(), "add", {b.size(), 1, 1}, AddOne{b.gpu()}, &extent, 1));
+  s.synchronize();
+  EXPECT_EQ(a.stats().bytes_resident_device, 0u);
+  EXPECT_EQ(b[5], 1u);
+  const hmmrt_extent_t wrong{&extent, 4};
+  EXPECT_API_ERROR(hmmrt::launch(s.get(), "add", {1, 1, 1}, AddOne{b.gpu()}, &wrong, 1), HMMRT_ERROR_NOT_MANAGED,
+                   hex(&extent));
+}
+
+TEST_P(GpuLaunch, two_working_sets_take_turns_on_a_device_that_holds_one) {
+  Buffer a(context(), 48 * k_mib / 4), b(context(), 48 * k_mib / 4);
+  const hmmrt::stream sa(context()), sb(context());
+  sa.attach(a.data(), a.bytes());
+  sb.attach(b.data(), b.bytes());
+  for (int round = 0; round < 3; ++round) {
+    add_one(sa, a);
+    sa.synchronize();
+    add_one(sb, b);
+    sb.synchronize();
+  }
+  EXPECT_GT(context().stats().evictions, 0u);
+  EXPECT_EQ(context().stats().pages_mapped_remote, 0u);
+  for (std::size_t i = 0; i < a.size(); i += 1023) {
+    ASSERT_EQ(a[i], 3u);
+    ASSERT_EQ(b[i], 3u);
+  }
+}
+
+TEST_P(GpuLaunch, both_at_once_and_every_increment_counts) {
+  Buffer a(context(), 40 * k_mib / 4), b(context(), 40 * k_mib / 4);
+  const auto work = [&](Buffer& mine) {
+    const hmmrt::stream s(context(), &mine == &b ? last_device() : 0);
+    s.attach(mine.data(), mine.bytes());
+    for (int i = 0; i < 8; ++i) add_one(s, mine);
+    s.synchronize();
+  };
+  std::thread other([&] { work(b); });
+  work(a);
+  other.join();
+  for (std::size_t i = 0; i < a.size(); i += 511) {
+    ASSERT_EQ(a[i], 8u);
+    ASSERT_EQ(b[i], 8u);
+  }
+}
+
+TEST_P(GpuLaunch, memory_that_goes_back_and_forth_stays_where_both_reach_it) {
+  Buffer b(context(), 2 * k_mib / 4);
+  const hmmrt::stream s(context());
+  std::uint64_t half = 0;
+  const int rounds = 200;
+  for (int i = 0; i < rounds; ++i) {
+    add_one(s, b);
+    s.synchronize();
+    for (std::size_t k = 0; k < b.size(); k += 256) b[k] += 1;
+    if (i == rounds / 2) half = hmmrt::bytes_to_device(context().stats());
+  }
+  for (std::size_t k = 0; k < b.size(); k += 256) ASSERT_EQ(b[k], 2u * rounds);
+  for (std::size_t k = 1; k < b.size(); k += 256) ASSERT_EQ(b[k], 1u * rounds);
+  EXPECT_GT(context().stats().pages_mapped_remote, 0u);
+  EXPECT_LT(hmmrt::bytes_to_device(context().stats()), b.bytes() * rounds / 4) << half;
+}
+
+TEST_P(GpuLaunch, a_kernel_and_the_cpu_talk_over_pinned_memory) {
+  hmmrt::managed_buffer<std::uint64_t> count(context(), 1);
+  hmmrt::managed_buffer<std::uint32_t> stop(context(), 1);
+  hmmrt::check(hmmrt_pin(handle(), count.data(), 8));
+  hmmrt::check(hmmrt_pin(handle(), stop.data(), 4));
+  const hmmrt::stream s(context(), last_device());
+  s.launch("spin", 1, Spin{count.gpu(), stop.gpu()});
+  auto* seen = count.data();
+  while (__atomic_load_n(seen, __ATOMIC_RELAXED) < 100) std::this_thread::yield();
+  __atomic_store_n(stop.data(), 1u, __ATOMIC_RELEASE);
+  s.synchronize();
+  EXPECT_GE(*seen, 100u);
+  hmmrt::check(hmmrt_unpin(handle(), count.data(), 8));
+  hmmrt::check(hmmrt_unpin(handle(), stop.data(), 4));
+}
+
+TEST_P(GpuLaunch, without_remote_mapping_a_launch_says_what_is_in_the_way) {
+  open({{"remote_mapping", "off"}});
+  {
+    Buffer b(context(), k_mib);
+    hmmrt::check(hmmrt_pin(handle(), b.data(), k_page));
+    const hmmrt::stream s(context());
+    add_one(s, b);
+    EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_PINNED, "'add'");
+    hmmrt::check(hmmrt_unpin(handle(), b.data(), k_page));
+    add_one(s, b);
+    s.synchronize();
+    EXPECT_EQ(b[7], 1u);
+  }
+  Buffer large(context(), 2 * k_memory / 4);
+  const hmmrt::stream s(context());
+  s.launch("touch", 1, Touch{hmmrt::gptr<unsigned char>(reinterpret_cast<unsigned char*>(large.data())), 1});
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_DEVICE_FULL, "extents");
+}
+
+TEST_P(GpuLaunch, writes_to_what_the_cpu_may_only_read_are_lost) {
+  const Mapping m(2 * k_block);
+  std::memset(m.get(), 7, 2 * k_block);
+  hmmrt::check(hmmrt_register(handle(), m.get(), 2 * k_block));
+  const hmmrt::stream s(context());
+  s.launch("fill", k_block / 4, Fill{hmmrt::gptr<std::uint32_t>(m.words()), 0});
+  s.synchronize();
+  ASSERT_EQ(mprotect(m.get(), k_block, PROT_READ), 0);
+  s.launch("touch", 2 * k_block / k_page,
+           Touch{hmmrt::gptr<unsigned char>(reinterpret_cast<unsigned char*>(m.get())), k_page});
+  s.synchronize();
+  for (std::size_t i = 0; i < k_block / 4; ++i) ASSERT_EQ(m.words()[i], i);
+  for (std::size_t i = k_block; i < 2 * k_block; i += k_page) ASSERT_EQ(m.get()[i], 8);
+  hmmrt::check(hmmrt_unregister(handle(), m.get()));
+}
+
+TEST_P(GpuLaunch, a_kernel_without_code_for_a_gpu_is_refused) {
+  hmmrt_kernel_t k{};
+  k.size = sizeof k;
+  k.name = "plain";
+  k.run = [](const void*, const hmmrt_grid_t*, std::uint64_t, std::uint64_t) {};
+  const hmmrt::stream s(context());
+  EXPECT_API_ERROR(hmmrt_launch(s.get(), &k, {1, 1, 1}), HMMRT_ERROR_NOT_SUPPORTED, "hipcc");
+}
+
+TEST_P(GpuLaunch, devices_that_are_not_there_are_named) {
+  const auto create = [](const char* device, const char* host = "auto") {
+    const hmmrt_option_t options[] = {{"device", device}, {"host_mirror", host}};
+    hmmrt_context_desc_t desc{};
+    desc.size = sizeof desc;
+    desc.options = options;
+    desc.option_count = 2;
+    hmmrt_context_t c = nullptr;
+    return hmmrt_context_create(&desc, &c);
+  };
+  EXPECT_API_ERROR(create("gpu:7"), HMMRT_ERROR_INVALID_DEVICE, "no GPU 7");
+  EXPECT_API_ERROR(create("gpu:0,gpu:9"), HMMRT_ERROR_INVALID_DEVICE, "no GPU 9");
+  for (const char* wrong : {"gpux", "gpu:", "gpu:-1", "gpu:0,", "gpu:0,soft", ",", "gpu,gpu"}) {
+    EXPECT_API_ERROR(create(wrong), HMMRT_ERROR_INVALID_OPTION, wrong);
+  }
+  EXPECT_API_ERROR(create("gpu", "shim"), HMMRT_ERROR_INVALID_OPTION, "host_mirror");
+}
+
+// Threads that write, launch and prefetch on memory of their own, in one context; a model says what must come out.
+TEST_P(GpuLaunch, random_use_matches_a_model) {
+  constexpr std::size_t k_words = 6 * k_mib / 4;
+  std::atomic<int> wrong{0};
+  const auto work = [&](unsigned seed) {
+    std::mt19937 random(seed);
+    Buffer b(context(), k_words);
+    std::vector<std::uint32_t> model(k_words, 0);
+    std::vector<hmmrt::stream> streams;
+    for (unsigned d = 0; d <= last_device(); ++d) {
+      streams.emplace_back(context(), d);
+      if (seed % 2 == 0) streams.back().attach(b.data(), b.bytes());
+    }
+    for (int step = 0; step < 60; ++step) {
+      const std::size_t first = random() % k_words, n = 1 + random() % (k_words - first);
+      switch (random() % 5) {
+        case 0:
+        case 1: {
+          const hmmrt::stream& s = streams[random() % streams.size()];
+          s.launch("add", n, AddOne{b.gpu() + static_cast<std::ptrdiff_t>(first)});
+          s.synchronize();
+          for (std::size_t i = first; i < first + n; ++i) ++model[i];
+          break;
+        }
+        case 2:
+          for (std::size_t i = first; i < std::min(first + n, first + 3000); ++i)
+            b[i] = model[i] = static_cast<std::uint32_t>(random());
+          break;
+        case 3:
+          context().prefetch(b.data() + first, n * 4, random() % 2 ? HMMRT_CPU : static_cast<int>(last_device()));
+          break;
+        default:
+          for (std::size_t i = first; i < first + n; i += 577) wrong += b[i] != model[i];
+      }
+    }
+    for (std::size_t i = 0; i < k_words; ++i) wrong += b[i] != model[i];
+  };
+  std::vector<std::thread> threads;
+  for (unsigned seed = 1; seed <= 3; ++seed) threads.emplace_back(work, seed);
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(wrong.load(), 0);
+}
+
+API_SUITE(GpuLaunch);
+
+// ---- a vendor's runtime that fails ----------------------------------------------------------------------------------
+
+// Whatever fails, and whenever: an error that says what, or the right answer. 0, or what was wrong.
+int use_while_something_fails() {
+  try {
+    const hmmrt::context c({{"device", "gpu"}, {"device_memory", "16M"}, {"log_level", "off"}});
+    Buffer b(c, 4 * k_mib / 4), large(c, 24 * k_mib / 4);
+    std::uint32_t want = 0, want_large = 0;
+    for (int round = 0; round < 4; ++round) {
+      const hmmrt::stream s(c);
+      s.attach(b.data(), b.bytes());
+      hmmrt_result_t result = hmmrt::launch(s.get(), "add", {b.size(), 1, 1}, AddOne{b.gpu()});
+      if (result == HMMRT_SUCCESS) result = hmmrt_stream_synchronize(s.get());
+      if (result == HMMRT_SUCCESS) ++want;
+      if (result != HMMRT_SUCCESS && std::strlen(hmmrt_last_error_detail()) < 10) return 2;
+      const hmmrt_extent_t all{large.data(), large.bytes()};
+      result = hmmrt::launch(s.get(), "add", {large.size(), 1, 1}, AddOne{large.gpu()}, &all, 1);
+      if (result == HMMRT_SUCCESS) result = hmmrt_stream_synchronize(s.get());
+      if (result == HMMRT_SUCCESS) ++want_large;
+      if (result != HMMRT_SUCCESS && std::strlen(hmmrt_last_error_detail()) < 10) return 3;
+      // A kernel of which the GPU reports a failure may have run.
+      for (std::size_t i = 0; i < b.size(); i += 4096) {
+        if (b[i] != want && b[i] != want + 1) return 4;
+        want = b[0];
+        if (b[i] != want) return 5;
+      }
+      for (std::size_t i = 0; i < large.size(); i += 4096) {
+        want_large = large[0];
+        if (large[i] != want_large) return 6;
+      }
+    }
+    return 0;
+  } catch (const hmmrt::error& e) {
+    return std::strlen(e.what()) > 10 ? 0 : 7;
+  }
+}
+
+TEST(GpuChild, DISABLED_uses) { EXPECT_EQ(use_while_something_fails(), 0); }
+TEST(GpuChild, DISABLED_finds_none) {
+  try {
+    const hmmrt::context c({{"device", "gpu:0"}});
+    FAIL() << "there should be no GPU";
+  } catch (const hmmrt::error& e) {
+    const std::string what = e.what();
+    EXPECT_EQ(e.code(), HMMRT_ERROR_NOT_SUPPORTED);
+    EXPECT_NE(what.find("libhmmrt-hip.so"), std::string::npos) << what;
+    EXPECT_NE(what.find("no ROCm-capable device"), std::string::npos) << what;
+  }
+}
+
+TEST(GpuFailures, every_call_may_fail_at_any_time) {
+  for (const char* call : {"hipGetDeviceCount",
+                           "hipSetDevice",
+                           "hipGetDeviceProperties",
+                           "hipDeviceGetAttribute",
+                           "hipMemGetInfo",
+                           "hipMalloc",
+                           "hipHostMalloc",
+                           "hipHostRegister",
+                           "hipHostUnregister",
+                           "hipHostGetDevicePointer",
+                           "hipStreamCreateWithFlags",
+                           "hipStreamSynchronize",
+                           "hipDeviceSynchronize",
+                           "hipEventCreateWithFlags",
+                           "hipEventRecord",
+                           "hipEventSynchronize",
+                           "hipMemcpyAsync",
+                           "hipMemcpy",
+                           "hipMemsetAsync",
+                           "hipLaunchKernel"}) {
+    for (const char* when : {"", ":1", ":2", ":3", ":5", ":9", ":17", ":33"}) {
+      const std::string fails = std::string(call) + when;
+      EXPECT_EQ(in_child("uses", {{"HMMRT_TEST_HIP_FAIL", fails}}), 0) << fails;
+    }
+  }
+}
+
+TEST(GpuFailures, a_machine_without_a_gpu_says_what_is_missing) {
+  EXPECT_EQ(in_child("finds_none", {{"HMMRT_TEST_HIP_DEVICES", "0"}}), 0);
+}
+
+}  // namespace
+}  // namespace api_test

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+// Between the stand-in for HIP and kernels that are compiled for it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// The head of what a stand-in's kernel is given; `bytes` is all of it.
+struct StandinLaunch {
+  std::size_t bytes;
+};
+
+extern "C" bool hmmrt_standin_reachable(std::uintptr_t at, std::uintptr_t* begin, std::uintptr_t* end);
