@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "device/gpu_modules.hpp"
 #include "host/kfd/probe.hpp"
 
 namespace {
@@ -25,7 +26,8 @@ namespace {
 using hmmrt::kfd::Probe;
 using hmmrt::kfd::Rung;
 
-constexpr const char* k_amd_not_yet = "this version does not use AMD GPUs yet";
+constexpr const char* k_amd_not_yet =
+    "this version does not steer AMD's kernel driver yet: GPUs are used without their faults (option device=gpu)";
 
 std::string first_line(const char* path) {
   std::ifstream in(path);
@@ -181,6 +183,13 @@ void print_text(const Machine& machine, const hmmrt::context* context, const std
                 gpu.gfx_version, gpu.svm ? "with" : "without");
   }
   std::printf("  In any case, %s.\n", k_amd_not_yet);
+  std::puts("\nmodules for real GPUs (option device=gpu)");
+  for (const hmmrt::GpuModule& m : hmmrt::gpu_modules()) {
+    std::printf("  %-8s %-20s %s\n", m.module != nullptr ? "loaded" : "missing", m.file.c_str(), m.why.c_str());
+    for (int i = 0; i < m.count; ++i) {
+      std::printf("           gpu:%d %s\n", i, m.module->describe(static_cast<unsigned>(i)).c_str());
+    }
+  }
   if (context == nullptr) return;
   std::puts("\ndevices");
   for (std::uint32_t i = 0; i < context->device_count(); ++i) {
@@ -221,7 +230,18 @@ void print_json(const Machine& machine, const hmmrt::context* context, const std
                 gpu.gfx_version, gpu.svm ? "true" : "false");
     comma = ", ";
   }
-  std::printf("]},\n \"devices\": [");
+  std::printf("]},\n \"gpu_modules\": [");
+  comma = "";
+  for (const hmmrt::GpuModule& m : hmmrt::gpu_modules()) {
+    std::printf("%s\n  {\"file\": %s, \"loaded\": %s, \"why\": %s, \"gpus\": [", comma, quoted(m.file).c_str(),
+                m.module != nullptr ? "true" : "false", quoted(m.why).c_str());
+    for (int i = 0; i < m.count; ++i) {
+      std::printf("%s%s", i != 0 ? ", " : "", quoted(m.module->describe(static_cast<unsigned>(i))).c_str());
+    }
+    std::printf("]}");
+    comma = ",";
+  }
+  std::printf("],\n \"devices\": [");
   comma = "";
   for (std::uint32_t i = 0; context != nullptr && i < context->device_count(); ++i) {
     const hmmrt_device_info_t d = context->device_info(i);
