@@ -145,20 +145,20 @@ TEST_P(GpuLaunch, both_at_once_and_every_increment_counts) {
 }
 
 TEST_P(GpuLaunch, memory_that_goes_back_and_forth_stays_where_both_reach_it) {
-  Buffer b(context(), 2 * k_mib / 4);
+  hmmrt::managed_buffer<unsigned char> b(context(), k_block);
   const hmmrt::stream s(context());
-  std::uint64_t half = 0;
-  const int rounds = 200;
-  for (int i = 0; i < rounds; ++i) {
-    add_one(s, b);
+  constexpr int k_rounds = 250;  // a byte's worth
+  for (int i = 0; i < k_rounds; ++i) {
+    s.launch("touch", k_block / k_page, Touch{b.gpu(), k_page});
     s.synchronize();
-    for (std::size_t k = 0; k < b.size(); k += 256) b[k] += 1;
-    if (i == rounds / 2) half = hmmrt::bytes_to_device(context().stats());
+    for (std::size_t k = 1; k < b.size(); k += 16 * k_page) b[k] += 1;
   }
-  for (std::size_t k = 0; k < b.size(); k += 256) ASSERT_EQ(b[k], 2u * rounds);
-  for (std::size_t k = 1; k < b.size(); k += 256) ASSERT_EQ(b[k], 1u * rounds);
+  for (std::size_t k = 0; k < b.size(); k += 16 * k_page) {
+    ASSERT_EQ(b[k], k_rounds);
+    ASSERT_EQ(b[k + 1], k_rounds);
+  }
   EXPECT_GT(context().stats().pages_mapped_remote, 0u);
-  EXPECT_LT(hmmrt::bytes_to_device(context().stats()), b.bytes() * rounds / 4) << half;
+  EXPECT_LT(hmmrt::bytes_to_device(context().stats()), b.bytes() * k_rounds / 4);
 }
 
 TEST_P(GpuLaunch, a_kernel_and_the_cpu_talk_over_pinned_memory) {
