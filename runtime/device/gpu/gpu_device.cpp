@@ -104,7 +104,7 @@ std::vector<GpuDevice*> g_devices;
 
 // ---- life -----------------------------------------------------------------------------------------------------------
 
-GpuDevice::GpuDevice(const DeviceConfig& config, const Services& services) : config_(config), services_(services) {}
+GpuDevice::GpuDevice(DeviceConfig config, const Services& services) : config_(std::move(config)), services_(services) {}
 
 std::unique_ptr<hmmrt::Device> GpuDevice::make(const DeviceConfig& config, const Services& services) {
   std::unique_ptr<GpuDevice> device(new GpuDevice(config, services));

@@ -99,7 +99,7 @@ class GpuDevice final : public hmmrt::Device {
     Pinned pinned;
   };
 
-  GpuDevice(const DeviceConfig& config, const Services& services);
+  GpuDevice(DeviceConfig config, const Services& services);
   Error open();
   void describe_itself();
   GpuQueue* find(Queue queue);         // it stays: its stream has users
