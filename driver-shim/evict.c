@@ -8,8 +8,8 @@
  * process that had it may exit, and free the anon_vma which the second walk is about to lock. Whoever migrates without
  * an mmap_lock must keep the anon_vma (mm/rmap.c, rmap_walk_anon_lock()); migrate_device_range() does not, and what
  * takes a reference is not exported. So we hold one of the areas on its tree, any one, by the mmap_lock of its process:
- * an anon_vma lives as long as it has an area. Where none can be held at once, the page waits for another eviction, or
- * for its last process to be gone.
+ * an anon_vma lives as long as it has an area that its process still has. From the look whose frames they are until
+ * they are locked, dev->fill keeps TO_DEV from filling a free one, which would then go unkept.
  */
 #include <linux/rmap.h>
 #include <linux/sched/mm.h>
@@ -58,14 +58,19 @@ static bool shim_keep_anon_vma(struct page *page, struct shim_keep *keep)
 
 	keep->mm = NULL;
 	for (node = rb_first_cached(&anon_vma->rb_root); node; node = rb_next(node)) {
-		struct mm_struct *mm = rb_entry(node, struct anon_vma_chain, rb)->vma->vm_mm;
+		struct vm_area_struct *vma = rb_entry(node, struct anon_vma_chain, rb)->vma;
+		struct mm_struct *mm = vma->vm_mm;
 
 		if (!mmget_not_zero(mm))
 			continue;
 		if (mmap_read_trylock(mm)) {
-			keep->mm = mm;
-			keep->anon_vma = anon_vma;
-			break;
+			/* munmap() takes an area off this tree with mmap_lock downgraded: it must still be in its mm. */
+			if (vma_lookup(mm, vma->vm_start) == vma) {
+				keep->mm = mm;
+				keep->anon_vma = anon_vma;
+				break;
+			}
+			mmap_read_unlock(mm);
 		}
 		mmput_async(mm);
 	}
@@ -83,8 +88,7 @@ static void shim_keep_end(struct shim_keep *keep)
 
 /*
  * How many frames from first on, at most n, have one anon_vma or none; keeps it. 0: the first cannot be kept now.
- * A frame may be freed and filled anew before it is migrated, then without being kept: it would have to be moved there
- * and lose its last process within those microseconds.
+ * dev->fill is held for writing.
  */
 static unsigned int shim_keep_run(struct shim_device *dev, unsigned long first, unsigned int n, struct shim_keep *keep)
 {
@@ -113,10 +117,14 @@ static unsigned long shim_evict_frames(struct shim_device *dev, struct shim_batc
 	for (done = 0; done < n; done += max(run, 1u)) {
 		struct shim_keep keep;
 
+		/* No frame is filled anew between the look and the migration, by which it would go unkept. */
+		down_write(&dev->fill);
 		run = shim_keep_run(dev, first + done, n - done, &keep);
+		if (run)
+			migrate_device_range(batch->src, dev->first_pfn + first + done, run);
+		up_write(&dev->fill);
 		if (!run)
 			continue;
-		migrate_device_range(batch->src, dev->first_pfn + first + done, run);
 		shim_fill_home(dev, batch->src, batch->dst, batch->pages, run, run);
 		migrate_device_pages(batch->src, batch->dst, run);
 		for (i = 0; i < run; i++)

@@ -361,6 +361,7 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 			want++;
 		}
 	}
+	down_read(&dev->fill);
 	got = want ? shim_frames_alloc(dev, mirror->account, want, granule, batch->pages, &err) : 0;
 	if (!want)
 		err = 0;
@@ -383,6 +384,7 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 		if (args.dst[i] && args.src[i] & MIGRATE_PFN_MIGRATE)
 			status[i] = HMMRT_SHIM_DONE;
 	migrate_vma_finalize(&args);
+	up_read(&dev->fill);
 	return err;
 }
 

@@ -25,6 +25,8 @@
  *   mmap_lock               the kernel's
  *   shim_gate()             of an mm: read: TO_DEV to coherent memory; written: EXCLUSIVE
  *   folio locks             the kernel's
+ *   shim_device.fill        read: TO_DEV, from taking frames to mapping them; written: eviction, from looking whose they
+ *                           are to having them locked. Under it folio locks and mmap_lock by trylock only
  *   mmu notifiers           the kernel's
  *   shim_mirror.grow        spans and leaves come (never under mmap_lock)
  *   shim_span.lock          "the mirror lock" of 1 GiB of addresses
@@ -123,6 +125,7 @@ struct shim_device {
 	unsigned long first_pfn;
 	unsigned long nframes;
 	struct shim_frame *frames;
+	struct rw_semaphore fill;	/* written: no frame becomes somebody's */
 	spinlock_t frame_lock;		/* below */
 	unsigned long *free_map;	/* set: free */
 	unsigned long nfree;
@@ -303,6 +306,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 			 u64 cookie, u64 *faults);
 
 struct shim_span *shim_pfns_peek(struct shim_mirror *mirror, unsigned long *pfns, unsigned long addr, unsigned int n);
+bool shim_vma_writable(struct vm_area_struct *vma);
 int shim_fault_in(struct shim_mirror *mirror, unsigned long *pfns, unsigned long addr, unsigned int n, bool write);
 void shim_map_moved(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n);
 void shim_home_vma(struct shim_device *dev, struct shim_batch *batch, struct vm_area_struct *vma, unsigned long start,
