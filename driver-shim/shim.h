@@ -18,8 +18,8 @@
  *
  * Locks, outermost first:
  *
- *   shim_device.life        read: every ioctl; write: the end of the device; another device's by trylock only
  *   shim_file.bind_lock     BIND happens once
+ *   shim_device.life        read: the work of a call; write: the end of the device; another device's by trylock only
  *   shim_mirror.binding     its files come and go
  *   shim_devices_lock       the list of devices
  *   mmap_lock               the kernel's
@@ -287,6 +287,28 @@ struct shim_work {
 	struct shim_batch batch;
 	u8 bounce[SHIM_BOUNCE];
 };
+
+/*
+ * Around the work of a call on its device: none begins once that is gone, and its end waits for what has begun. Not
+ * nested. User memory is touched outside only: it may answer late, or never.
+ */
+static inline int shim_enter(struct shim_device *dev)
+{
+	/* Not behind the writer. */
+	if (READ_ONCE(dev->gone))
+		return -ENODEV;
+	if (down_read_killable(&dev->life))
+		return -EINTR;
+	if (!dev->gone)
+		return 0;
+	up_read(&dev->life);
+	return -ENODEV;
+}
+
+static inline void shim_leave(struct shim_device *dev)
+{
+	up_read(&dev->life);
+}
 
 /* Status inside only: not yet known. */
 #define SHIM_UNKNOWN	0xfe

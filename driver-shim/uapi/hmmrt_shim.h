@@ -15,8 +15,8 @@
  *  - A bound descriptor works only in the address space that bound it. After fork() the child's copy fails with EPERM,
  *    after execve() or exit of that address space with ESRCH. The child opens the node itself.
  *  - Partial success is normal. A call returns 0 when it went through its work, and says per page what came of it;
- *    it fails only when its arguments are wrong or it was interrupted (EINTR, with the counts of what was done
- *    written back, so that the rest can be asked for again).
+ *    it fails only when its arguments are wrong, the device ends (ENODEV), or it was interrupted (EINTR, with the counts
+ *    of what was done written back, so that the rest can be asked for again).
  *  - A page whose status is not DONE or ALREADY was left as it was.
  *  - All open files of one process on one device share one mirror: page tables, exclusivity, generation and quota are
  *    per (address space, device). Rings are per open file.
@@ -115,7 +115,7 @@ enum hmmrt_shim_status {
 	HMMRT_SHIM_UNSUPPORTED = 8,	/* this kind of mapping cannot move: file, hugetlb, I/O, KSM */
 	HMMRT_SHIM_NO_MEMORY = 9,	/* the system had no memory for the other side */
 	HMMRT_SHIM_FAILED = 10,		/* poisoned page, failed copy, injected failure */
-	HMMRT_SHIM_NOT_REACHED = 255,	/* interrupted before this page */
+	HMMRT_SHIM_NOT_REACHED = 255,	/* interrupted, or the device ended, before this page */
 };
 
 /*
@@ -187,7 +187,7 @@ struct hmmrt_shim_ranges {
 	__u64 ranges_ptr;	/* struct hmmrt_shim_range[count] */
 	__u32 count;		/* 1 .. HMMRT_SHIM_MAX_BATCH */
 	__u32 flags;		/* must be zero */
-	__u32 served;		/* out: ranges gone through; less than count only with EINTR, EFAULT or EINVAL */
+	__u32 served;		/* out: ranges gone through; less than count only when the call fails */
 	__u32 pad0;
 	__u64 pad1;
 };
@@ -224,7 +224,7 @@ struct hmmrt_shim_access {
 	__s32 err;		/* 0, or -errno: EFAULT no such right, ENOENT, EBUSY (lost races), ENOMEM */
 };
 
-/* A batch: in order, each with its own err. Fails as a whole only on bad arguments or EINTR. */
+/* A batch: in order, each with its own err. Fails as a whole only on bad arguments, EINTR, ENODEV. */
 struct hmmrt_shim_accesses {
 	__u64 accesses_ptr;	/* struct hmmrt_shim_access[count] */
 	__u32 count;		/* 1 .. HMMRT_SHIM_MAX_BATCH */
