@@ -125,6 +125,8 @@ static int shim_status_errno(u8 status)
 		return -EBUSY;
 	case HMMRT_SHIM_NO_MEMORY:
 		return -ENOMEM;
+	case HMMRT_SHIM_UNSUPPORTED:
+		return -EOPNOTSUPP;
 	default:
 		return -EFAULT;
 	}

@@ -249,7 +249,7 @@ static int shim_fault_run(struct shim_mirror *mirror, struct shim_span *span, st
 }
 
 /* What to tell about a page that could not be faulted in. */
-static u8 shim_fault_status(struct shim_mirror *mirror, unsigned long addr, int err, bool write)
+u8 shim_fault_status(struct shim_mirror *mirror, unsigned long addr, int err, bool write)
 {
 	struct vm_area_struct *vma;
 	u8 status;

@@ -329,6 +329,8 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 
 struct shim_span *shim_pfns_peek(struct shim_mirror *mirror, unsigned long *pfns, unsigned long addr, unsigned int n);
 bool shim_vma_writable(struct vm_area_struct *vma);
+u8 shim_vma_kind(struct vm_area_struct *vma);
+u8 shim_fault_status(struct shim_mirror *mirror, unsigned long addr, int err, bool write);
 int shim_fault_in(struct shim_mirror *mirror, unsigned long *pfns, unsigned long addr, unsigned int n, bool write);
 void shim_map_moved(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n);
 void shim_home_vma(struct shim_device *dev, struct shim_batch *batch, struct vm_area_struct *vma, unsigned long start,

@@ -221,7 +221,9 @@ struct hmmrt_shim_access {
 	__u64 out;
 	__u64 done;		/* bytes */
 	__u32 faults;		/* device faults taken: each faults in everything still missing of this access */
-	__s32 err;		/* 0, or -errno: EFAULT no such right, ENOENT, EBUSY (lost races), ENOMEM */
+	__s32 err;		/* 0, or -errno: EFAULT no such right or bad buf, ENOENT, EBUSY (lost races), ENOMEM,
+				 * EOPNOTSUPP (I/O memory; not to be had exclusively), EINTR, ENODEV
+				 */
 };
 
 /* A batch: in order, each with its own err. Fails as a whole only on bad arguments, EINTR, ENODEV. */
