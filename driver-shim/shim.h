@@ -22,13 +22,13 @@
  *   shim_device.life        read: the work of a call; write: the end of the device; another device's by trylock only
  *   shim_mirror.binding     its files come and go
  *   shim_devices_lock       the list of devices
+ *   shim_mirror.grow        new spans
  *   mmap_lock               the kernel's
  *   shim_gate()             of an mm: read: TO_DEV to coherent memory; written: EXCLUSIVE
  *   folio locks             the kernel's
  *   shim_device.fill        read: TO_DEV, from taking frames to mapping them; written: eviction, from looking whose they
  *                           are to having them locked. Under it folio locks and mmap_lock by trylock only
  *   mmu notifiers           the kernel's
- *   shim_mirror.grow        spans and leaves come (never under mmap_lock)
  *   shim_span.lock          "the mirror lock" of 1 GiB of addresses
  *   shim_device.list_lock, and in it shim_mirror.files_lock      spinlocks
  *   shim_device.frame_lock  spinlock, with interrupts off; a leaf

@@ -15,8 +15,8 @@
  *  - A bound descriptor works only in the address space that bound it. After fork() the child's copy fails with EPERM,
  *    after execve() or exit of that address space with ESRCH. The child opens the node itself.
  *  - Partial success is normal. A call returns 0 when it went through its work, and says per page what came of it;
- *    it fails only when its arguments are wrong, the device ends (ENODEV), or it was interrupted (EINTR, with the counts
- *    of what was done written back, so that the rest can be asked for again).
+ *    it fails only when its arguments are wrong, the device ends (ENODEV), or it was interrupted (EINTR, with the
+ *    counts of what was done written back, so that the rest can be asked for again).
  *  - A page whose status is not DONE or ALREADY was left as it was.
  *  - All open files of one process on one device share one mirror: page tables, exclusivity, generation and quota are
  *    per (address space, device). Rings are per open file.
@@ -69,9 +69,8 @@ struct hmmrt_shim_query {
 	__u32 block_pages;	/* pages of one migration step: ask for aligned multiples to go fastest */
 	__u64 devmem_pages;	/* capacity */
 	__u64 devmem_free;	/* free now, over all processes */
-	__u64 my_pages;		/* on the account of the calling address space: those that it moved here, wherever they
-				 * are mapped now. A page inherited by fork stays on the account of who moved it until it
-				 * leaves the device
+	__u64 my_pages;		/* on the account of the calling address space: what it moved here, until it leaves,
+				 * even if only a child of its still has it
 				 */
 	__u64 my_quota;		/* most it may have there; 0: no limit but the capacity */
 	__u64 generation;	/* of the caller's mirror, see struct hmmrt_shim_range; 0 before BIND */
@@ -115,8 +114,8 @@ enum hmmrt_shim_status {
 	HMMRT_SHIM_FORBIDDEN = 5,	/* the mapping does not allow it: its protection, a shadow stack, memfd_secret() */
 	HMMRT_SHIM_NOT_POPULATED = 6,	/* mapped, never touched, and the call does not populate */
 	HMMRT_SHIM_NO_SPACE = 7,	/* device full, or quota used up */
-	HMMRT_SHIM_UNSUPPORTED = 8,	/* this kind of memory cannot: TO_DEV, EXCLUSIVE: file, shared, hugetlb; TO_DEV: what
-					 * KSM may merge; EXCLUSIVE: parts of larger pages mapped small; any: I/O
+	HMMRT_SHIM_UNSUPPORTED = 8,	/* this kind of memory cannot. TO_DEV, EXCLUSIVE: file, shared, hugetlb; TO_DEV:
+					 * what KSM may merge; EXCLUSIVE: parts of larger pages mapped small; any: I/O
 					 */
 	HMMRT_SHIM_NO_MEMORY = 9,	/* the system had no memory for the other side */
 	HMMRT_SHIM_FAILED = 10,		/* poisoned page, failed copy, injected failure */
@@ -142,8 +141,8 @@ enum hmmrt_shim_status {
 #define HMMRT_SHIM_PAGE_COHERENT_HERE	0x40u	/* this device's coherent memory */
 #define HMMRT_SHIM_PAGE_COHERENT_OTHER	0x50u	/* coherent memory of another device */
 #define HMMRT_SHIM_PAGE_EXCLUSIVE	0x80u	/* the CPU's entry is withdrawn in favour of this device */
-#define HMMRT_SHIM_PAGE_ERROR		0xffu	/* a fault there would fail: no mapping, none that may be read, I/O, secret
-						 * memory, poison
+#define HMMRT_SHIM_PAGE_ERROR		0xffu	/* a fault there would fail: no mapping, or none that may be read;
+						 * I/O, secret or poisoned memory
 						 */
 
 /* ---- FAULT, SNAPSHOT, TO_DEV, TO_SYS, EXCLUSIVE ---------------------------------------------- */
