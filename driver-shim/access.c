@@ -4,7 +4,8 @@
  * device does with its own page-table walker, this one does with the CPU, a span's lock held for reading: that is the
  * access in flight for which an invalidation waits.
  *
- * User memory is never touched under that lock. Data goes through a bounce buffer of 64 KiB.
+ * User memory is never touched under that lock, nor between shim_enter() and shim_leave(). Data goes through a bounce
+ * buffer of 64 KiB.
  */
 #include <linux/sched/signal.h>
 #include <linux/uaccess.h>
@@ -124,6 +125,8 @@ static int shim_status_errno(u8 status)
 		return -EBUSY;
 	case HMMRT_SHIM_NO_MEMORY:
 		return -ENOMEM;
+	case HMMRT_SHIM_UNSUPPORTED:
+		return -EOPNOTSUPP;
 	default:
 		return -EFAULT;
 	}
@@ -212,7 +215,11 @@ static int shim_access_data(struct shim_mirror *mirror, struct hmmrt_shim_access
 		n = min_t(u64, n, ALIGN(addr + 1, 1ul << SHIM_SPAN_SHIFT) - addr);
 		if (write && copy_from_user(work->bounce, buf, n))
 			return -EFAULT;
+		err = shim_enter(mirror->dev);
+		if (err)
+			return err;
 		moved = shim_move(mirror, addr, work->bounce, n, write);
+		shim_leave(mirror->dev);
 		if (!write && moved && copy_to_user(buf, work->bounce, moved))
 			return -EFAULT;
 		a->done += moved;
@@ -232,31 +239,38 @@ static int shim_access_data(struct shim_mirror *mirror, struct hmmrt_shim_access
 		if (signal_pending(current))
 			return -EINTR;
 		a->faults++;
+		err = shim_enter(mirror->dev);
+		if (err)
+			return err;
 		err = shim_fault_tail(mirror, &work->batch, addr + moved, end, write);
+		shim_leave(mirror->dev);
 		if (err)
 			return err;
 	}
 	return 0;
 }
 
-/* Arguments are checked. Returns what becomes of a->err; -EINTR also ends the batch. */
+/* Arguments are checked. Returns what becomes of a->err; -EINTR and -ENODEV also end the batch. */
 int shim_access_one(struct shim_mirror *mirror, struct hmmrt_shim_access *a, struct shim_work *work)
 {
+	int err;
+
 	a->out = 0;
 	a->done = 0;
 	a->faults = 0;
 	if (a->flags & HMMRT_SHIM_ACCESS_EXCLUSIVE && !SHIM_HAVE_EXCLUSIVE)
 		return -EOPNOTSUPP;
-	switch (a->op) {
-	case HMMRT_SHIM_OP_READ:
-	case HMMRT_SHIM_OP_WRITE:
+	if (a->op == HMMRT_SHIM_OP_READ || a->op == HMMRT_SHIM_OP_WRITE)
 		return shim_access_data(mirror, a, work);
-	case HMMRT_SHIM_OP_ADD:
-	case HMMRT_SHIM_OP_CAS:
-		return shim_access_atomic(mirror, a, &work->batch);
-	default:
+	err = shim_enter(mirror->dev);
+	if (err)
+		return err;
+	if (a->op == HMMRT_SHIM_OP_CHECK_EXCLUSIVE) {
 		a->out = shim_count_exclusive(mirror, a->addr, a->addr + a->len);
 		a->done = a->len;
-		return 0;
+	} else {
+		err = shim_access_atomic(mirror, a, &work->batch);
 	}
+	shim_leave(mirror->dev);
+	return err;
 }

@@ -37,6 +37,10 @@ static inline void shim_page_init(struct page *page, struct dev_pagemap *pgmap)
 #endif
 }
 
+#ifndef VM_SHADOW_STACK
+#define VM_SHADOW_STACK		0
+#endif
+
 #ifndef FOLIO_MAPPING_FLAGS
 #define FOLIO_MAPPING_ANON	PAGE_MAPPING_ANON
 #define FOLIO_MAPPING_FLAGS	PAGE_MAPPING_FLAGS

@@ -3,7 +3,8 @@
  * Device memory: its struct pages, the free map, what backs each frame, and who pays for it.
  *
  * A frame's contents are in one of three places: the page itself (coherent), a system page (private, allocated when the
- * frame is taken and charged to the taker's memory cgroup), or the BAR (private over a BAR): see shim_page_map().
+ * frame is taken), or the BAR (private over a BAR): see shim_page_map(). Whose memory cgroup pays is the kernel's
+ * business, once: a page on a device is charged as any anonymous page is, its backing is not.
  *
  * Frames are taken in bulk under one lock, lowest first from a cursor, so that a block's frames are contiguous when the
  * device is not fragmented, and their backing is taken in runs as long as the page allocator gives.
@@ -38,6 +39,9 @@ static void shim_freed(struct page *page)
 {
 	struct shim_device *dev = container_of(shim_page_pgmap(page), struct shim_device, pgmap);
 
+	/* munlock() passes device pages by, and what frees them does not look, either. */
+	if (unlikely(folio_test_clear_mlocked(page_folio(page))))
+		mod_zone_page_state(page_zone(page), NR_MLOCK, -1);
 	if (llist_add(&shim_page_frame(dev, page)->freed, &dev->freed))
 		queue_delayed_work(system_unbound_wq, &dev->drain, SHIM_DRAIN_DELAY);
 }
@@ -180,7 +184,7 @@ static unsigned int shim_account_charge(struct shim_account *acct, unsigned int 
 static unsigned int shim_backing_alloc(struct page **pages, unsigned int n)
 {
 	static const unsigned int orders[] = { 9, 4, 2 };
-	const gfp_t gfp = GFP_HIGHUSER | __GFP_ACCOUNT;
+	const gfp_t gfp = GFP_HIGHUSER;
 	unsigned int got = 0, o = 0, i;
 
 	while (got < n) {
@@ -421,6 +425,7 @@ int shim_devmem_create(struct shim_device *dev, phys_addr_t base, u64 bytes)
 	int err;
 
 	spin_lock_init(&dev->frame_lock);
+	init_rwsem(&dev->fill);
 	init_llist_head(&dev->freed);
 	INIT_DELAYED_WORK(&dev->drain, shim_drain_work);
 	dev->closing = true;

@@ -8,9 +8,11 @@
  * process that had it may exit, and free the anon_vma which the second walk is about to lock. Whoever migrates without
  * an mmap_lock must keep the anon_vma (mm/rmap.c, rmap_walk_anon_lock()); migrate_device_range() does not, and what
  * takes a reference is not exported. So we hold one of the areas on its tree, any one, by the mmap_lock of its process:
- * an anon_vma lives as long as it has an area. Where none can be held at once, the page waits for another eviction, or
- * for its last process to be gone.
+ * an anon_vma lives as long as it has an area that its process still has. Where all those locks are busy, eviction waits
+ * for one, with nothing else held. From the look whose frames they are until they are locked, dev->fill keeps TO_DEV
+ * from filling a free one, which would then go unkept.
  */
+#include <linux/delay.h>
 #include <linux/rmap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -18,10 +20,14 @@
 
 #include "shim.h"
 
-/* What keeps anon_vma alive: the mmap_lock of mm, for reading, and a user of it. Both NULL: nothing needs keeping. */
+/* How often to look at a page whose keepers are busy: each time one of them was waited for, and lost the page. */
+#define SHIM_KEEP_TRIES	16
+
+/* What keeps anon_vmas alive. A user of each mm, too: with it, exit waits. */
 struct shim_keep {
-	struct anon_vma *anon_vma;
-	struct mm_struct *mm;
+	struct mm_struct *mm;		/* its mmap_lock is held for reading; or NULL */
+	struct anon_vma *anon_vma;	/* kept by mm; NULL: none needs keeping */
+	struct mm_struct *busy;		/* could keep one, but its mmap_lock is taken; or NULL */
 };
 
 /* The anon_vma of a page as it says; NULL for a free frame. Only to be compared, unless the page is known to be mapped. */
@@ -34,70 +40,123 @@ static struct anon_vma *shim_anon_vma(struct page *page)
 	return (void *)(mapping - FOLIO_MAPPING_ANON);
 }
 
-/* Keeps the anon_vma of a mapped page. False when it cannot be had now. Waits for nothing. */
-static bool shim_keep_anon_vma(struct page *page, struct shim_keep *keep)
+/* The last user's mmput() would tell our notifiers, hence the worker. */
+static void shim_keep_put(struct mm_struct **mm)
 {
-	struct anon_vma *anon_vma;
-	struct rw_semaphore *lock;
-	struct rb_node *node;
-
-	/* The memory of an anon_vma is one until the RCU readers are gone; a mapped page says that it is still its own. */
-	rcu_read_lock();
-	anon_vma = shim_anon_vma(page);
-	lock = anon_vma && page_mapped(page) ? &READ_ONCE(anon_vma->root)->rwsem : NULL;
-	if (!lock || !down_read_trylock(lock)) {
-		rcu_read_unlock();
-		return false;
-	}
-	if (!page_mapped(page) || shim_anon_vma(page) != anon_vma) {
-		up_read(lock);
-		rcu_read_unlock();
-		return false;
-	}
-	rcu_read_unlock();
-
-	keep->mm = NULL;
-	for (node = rb_first_cached(&anon_vma->rb_root); node; node = rb_next(node)) {
-		struct mm_struct *mm = rb_entry(node, struct anon_vma_chain, rb)->vma->vm_mm;
-
-		if (!mmget_not_zero(mm))
-			continue;
-		if (mmap_read_trylock(mm)) {
-			keep->mm = mm;
-			keep->anon_vma = anon_vma;
-			break;
-		}
-		mmput_async(mm);
-	}
-	up_read(lock);
-	return keep->mm;
+	if (*mm)
+		mmput_async(*mm);
+	*mm = NULL;
 }
 
 static void shim_keep_end(struct shim_keep *keep)
 {
-	if (!keep->mm)
-		return;
-	mmap_read_unlock(keep->mm);
-	mmput_async(keep->mm);	/* the last user's mmput() would tell our notifiers */
+	if (keep->mm)
+		mmap_read_unlock(keep->mm);
+	shim_keep_put(&keep->mm);
+	shim_keep_put(&keep->busy);
 }
 
 /*
- * How many frames from first on, at most n, have one anon_vma or none; keeps it. 0: the first cannot be kept now.
- * A frame may be freed and filled anew before it is migrated, then without being kept: it would have to be moved there
- * and lose its last process within those microseconds.
+ * Keeps the anon_vma of a mapped page; waits for nothing. -EAGAIN: try again; -EBUSY: wait for keep->busy first;
+ * -ENOENT: whoever has the page is about to let go.
  */
-static unsigned int shim_keep_run(struct shim_device *dev, unsigned long first, unsigned int n, struct shim_keep *keep)
+static int shim_keep_anon_vma(struct page *page, struct shim_keep *keep)
+{
+	struct anon_vma *anon_vma;
+	struct rw_semaphore *lock;
+	struct rb_node *node;
+	int err = -ENOENT;
+
+	/* The memory of an anon_vma is one until the RCU readers are gone; a mapped page says that it is still its own. */
+	rcu_read_lock();
+	anon_vma = shim_anon_vma(page);
+	if (!anon_vma || !page_mapped(page)) {
+		rcu_read_unlock();
+		return -ENOENT;
+	}
+	lock = &READ_ONCE(anon_vma->root)->rwsem;
+	if (!down_read_trylock(lock)) {
+		rcu_read_unlock();
+		return -EAGAIN;
+	}
+	if (!page_mapped(page) || shim_anon_vma(page) != anon_vma) {
+		up_read(lock);
+		rcu_read_unlock();
+		return -EAGAIN;
+	}
+	rcu_read_unlock();
+
+	shim_keep_put(&keep->busy);
+	for (node = rb_first_cached(&anon_vma->rb_root); node && err; node = rb_next(node)) {
+		struct vm_area_struct *vma = rb_entry(node, struct anon_vma_chain, rb)->vma;
+		struct mm_struct *mm = vma->vm_mm;
+		bool mine = mm == keep->mm;	/* tried again, it may fail: a writer waits */
+
+		if (!mine && !mmget_not_zero(mm))
+			continue;
+		if (!mine && !mmap_read_trylock(mm)) {
+			if (keep->busy)
+				mmput_async(mm);
+			else
+				keep->busy = mm;
+			continue;
+		}
+		/* munmap() takes an area off this tree with mmap_lock downgraded: it must still be in its mm. */
+		if (vma_lookup(mm, vma->vm_start) == vma) {
+			if (!mine)
+				shim_keep_end(keep);
+			keep->mm = mm;
+			keep->anon_vma = anon_vma;
+			err = 0;
+		} else if (!mine) {
+			mmap_read_unlock(mm);
+			mmput_async(mm);
+		}
+	}
+	up_read(lock);
+	return err && keep->busy ? -EBUSY : err;
+}
+
+/* Waits for what made a look fail. False: in vain, or the caller was killed. */
+static bool shim_keep_wait(struct shim_keep *keep, int err)
+{
+	struct mm_struct *mm = keep->busy;
+
+	if (err == -EAGAIN)
+		usleep_range(20, 100);
+	if (err != -EBUSY)
+		return err == -EAGAIN;
+	keep->busy = NULL;
+	shim_keep_end(keep);
+	if (mmap_read_lock_killable(mm)) {
+		mmput_async(mm);
+		return false;
+	}
+	keep->mm = mm;
+	return true;
+}
+
+/*
+ * How many frames from first on, at most n, have one anon_vma or none; keeps it. 0: the first cannot be kept, *err says
+ * why. dev->fill is held for writing.
+ */
+static unsigned int shim_keep_run(struct shim_device *dev, unsigned long first, unsigned int n, struct shim_keep *keep,
+				  int *err)
 {
 	unsigned int i;
 
-	*keep = (struct shim_keep){};
+	*err = 0;
+	keep->anon_vma = NULL;
 	for (i = 0; i < n; i++) {
 		struct page *page = pfn_to_page(dev->first_pfn + first + i);
 		struct anon_vma *anon_vma = shim_anon_vma(page);
 
 		if (!anon_vma || anon_vma == keep->anon_vma)
 			continue;
-		if (keep->mm || !shim_keep_anon_vma(page, keep))
+		if (keep->anon_vma)
+			break;
+		*err = shim_keep_anon_vma(page, keep);
+		if (*err)
 			break;
 	}
 	return i;
@@ -107,23 +166,33 @@ static unsigned int shim_keep_run(struct shim_device *dev, unsigned long first, 
 static unsigned long shim_evict_frames(struct shim_device *dev, struct shim_batch *batch, unsigned long first,
 				       unsigned int n)
 {
+	unsigned int i, run, done, tries = 0;
+	struct shim_keep keep = {};
 	unsigned long moved = 0;
-	unsigned int i, run, done;
+	int err;
 
-	for (done = 0; done < n; done += max(run, 1u)) {
-		struct shim_keep keep;
-
-		run = shim_keep_run(dev, first + done, n - done, &keep);
-		if (!run)
+	for (done = 0; done < n; done += run) {
+		down_write(&dev->fill);
+		run = shim_keep_run(dev, first + done, n - done, &keep, &err);
+		if (run)
+			migrate_device_range(batch->src, dev->first_pfn + first + done, run);
+		up_write(&dev->fill);
+		if (!run) {
+			/* The page stays when that was in vain. */
+			if (tries++ == SHIM_KEEP_TRIES || !shim_keep_wait(&keep, err)) {
+				tries = 0;
+				run = 1;
+			}
 			continue;
-		migrate_device_range(batch->src, dev->first_pfn + first + done, run);
+		}
+		tries = 0;
 		shim_fill_home(dev, batch->src, batch->dst, batch->pages, run, run);
 		migrate_device_pages(batch->src, batch->dst, run);
 		for (i = 0; i < run; i++)
 			moved += batch->dst[i] && batch->src[i] & MIGRATE_PFN_MIGRATE;
 		migrate_device_finalize(batch->src, batch->dst, run);
-		shim_keep_end(&keep);
 	}
+	shim_keep_end(&keep);
 	return moved;
 }
 
@@ -166,7 +235,8 @@ static bool shim_oldest_block(struct shim_device *dev, u64 *after, unsigned long
 
 /*
  * Brings at least `want` pages home, of one account or (NULL) of all; returns how many went. Fewer: the rest is locked,
- * held, or the system has no memory. Takes page locks and mmap_locks by trylock only; sleeps.
+ * held, or the system has no memory. Waits for the mmap_lock of any process: the caller holds none, nor anything that
+ * is taken under one.
  */
 unsigned long shim_evict(struct shim_device *dev, struct shim_account *only, unsigned long want)
 {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Exclusive access: the CPU's entries of a system page are replaced, and the device alone maps it until the CPU touches
- * it again. The kernel does that for ordinary, small, anonymous pages only, so the way there is:
+ * it again. The kernel does that for ordinary, small, anonymous pages only. Mappings of other kinds are refused, and so
+ * is a page of a larger one that is mapped by small entries; for the rest the way there is:
  *
  *   1. coherent device pages in the range go home (private ones do, when faulted), and stay there;
  *   2. a CPU write fault over the range, which undoes sharing and fills holes;
@@ -94,6 +95,21 @@ static void shim_coherent_home(struct shim_mirror *mirror, struct shim_batch *ba
 	}
 }
 
+/* Pages of mappings that have nothing to be had exclusively: not anonymous, or of huge pages. */
+static void shim_exclusive_vmas(struct mm_struct *mm, u8 *status, unsigned long addr, unsigned int n)
+{
+	unsigned int i;
+
+	mmap_read_lock(mm);
+	for (i = 0; i < n; i++, addr += PAGE_SIZE) {
+		struct vm_area_struct *vma = status[i] == SHIM_UNKNOWN ? vma_lookup(mm, addr) : NULL;
+
+		if (vma)
+			status[i] = shim_vma_kind(vma);
+	}
+	mmap_read_unlock(mm);
+}
+
 /* Marks what it can, pages locked and referenced in pages[], NULL where it could not. mmap_lock held. */
 static void shim_mark_run(struct shim_mirror *mirror, struct page **pages, unsigned long addr, unsigned int n)
 {
@@ -112,7 +128,20 @@ static void shim_mark_run(struct shim_mirror *mirror, struct page **pages, unsig
 #endif
 }
 
-/* The same, for what is mapped now and not coherent; private pages come home for it. mmap_lock held; gate, written. */
+/*
+ * Whether the kernel gives the page alone. Not a part of a larger one, which it cannot lock as it must, and the huge ones
+ * of hugetlb it does not tell from others. The vma has it mapped.
+ */
+static bool shim_can_mark(struct vm_area_struct *vma, struct page *page)
+{
+	return vma && shim_vma_kind(vma) == SHIM_UNKNOWN && !is_device_coherent_page(page) &&
+	       PageAnon(page) && !PageCompound(page);
+}
+
+/*
+ * The same, for what is mapped now and can be had; private pages come home for it. pfns says what there is. mmap_lock
+ * held; gate, written.
+ */
 static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
 				unsigned long addr, unsigned int n, unsigned long seq)
 {
@@ -127,12 +156,15 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *sp
 	unsigned int i, run;
 
 	memset(batch->pages, 0, n * sizeof(*batch->pages));
-	if (hmm_range_fault(&range))
+	if (hmm_range_fault(&range)) {
+		memset(batch->pfns, 0, n * sizeof(*batch->pfns));
 		return;
+	}
 	for (i = 0; i < n; i += run) {
 		for (run = 0; i + run < n; run++)
 			if (!(batch->pfns[i + run] & HMM_PFN_VALID) ||
-			    is_device_coherent_page(hmm_pfn_to_page(batch->pfns[i + run])))
+			    !shim_can_mark(vma_lookup(mirror->mm, addr + ((unsigned long)(i + run) << PAGE_SHIFT)),
+					   hmm_pfn_to_page(batch->pfns[i + run])))
 				break;
 		if (run)
 			shim_mark_run(mirror, batch->pages + i, addr + ((unsigned long)i << PAGE_SHIFT), run);
@@ -141,7 +173,14 @@ static void shim_mark_exclusive(struct shim_mirror *mirror, struct shim_span *sp
 	}
 }
 
-/* One attempt at a run. status[i]: DONE, or left alone. */
+/* A page of a larger one that the CPU maps by small entries: nothing that a module may call splits it. */
+static bool shim_small_part(unsigned long pfn)
+{
+	return pfn & HMM_PFN_VALID && PageCompound(hmm_pfn_to_page(pfn)) &&
+	       hmm_pfn_to_map_order(pfn) + PAGE_SHIFT < PMD_SHIFT;
+}
+
+/* One attempt at a run. status[i]: DONE, UNSUPPORTED, or left alone. */
 static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *span, struct shim_batch *batch,
 			       unsigned long addr, unsigned int n, u8 *status)
 {
@@ -160,8 +199,11 @@ static void shim_exclusive_run(struct shim_mirror *mirror, struct shim_span *spa
 	pte = shim_pte(span, addr);
 	if (pte && !mmu_interval_read_retry(&span->mni, seq)) {
 		for (i = 0; i < n; i++) {
-			if (!pages[i])
+			if (!pages[i]) {
+				if (shim_small_part(batch->pfns[i]))
+					status[i] = HMMRT_SHIM_UNSUPPORTED;
 				continue;
+			}
 			pte[i] = shim_pte_make(pages[i], SHIM_PTE_VALID | SHIM_PTE_WRITE | SHIM_PTE_EXCL);
 			status[i] = HMMRT_SHIM_DONE;
 			done++;
@@ -214,6 +256,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 		if (READ_ONCE(pte[i]) & SHIM_PTE_EXCL)
 			status[i] = HMMRT_SHIM_ALREADY;
 	up_read(&span->lock);
+	shim_exclusive_vmas(mirror->mm, status, addr, n);
 
 	for (tries = 0; tries < SHIM_EXCLUSIVE_TRIES; tries++) {
 		for (i = 0; i < n; i += run) {
@@ -234,9 +277,8 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 			if (err && run > 1)
 				continue;
 			if (err) {
-				status[i] = err == -EPERM ? HMMRT_SHIM_FORBIDDEN :
-					    err == -ENOMEM ? HMMRT_SHIM_NO_MEMORY :
-					    err == -EBUSY ? SHIM_UNKNOWN : HMMRT_SHIM_GONE;
+				if (err != -EBUSY)
+					status[i] = shim_fault_status(mirror, at, err, true);
 				continue;
 			}
 			if (hmm_pfn_to_map_order(batch->pfns[i]) + PAGE_SHIFT >= PMD_SHIFT)

@@ -8,12 +8,55 @@
  * One case that hmm_range_fault() leaves to the caller: a private page of this device that fork() made read-only is
  * reported valid and without write permission, whatever was asked for. It goes home first; the write fault then copies.
  */
+#include <linux/fs.h>
+#include <linux/magic.h>
 #include <linux/sched/signal.h>
 
 #include "shim.h"
 
 /* How long one block may lose races before it is reported busy. */
 #define SHIM_FAULT_PATIENCE	msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT)
+
+/*
+ * memfd_secret(): not even the kernel may see it. Its pages are not in the direct map, by which the device works;
+ * get_user_pages() refuses them, hmm_range_fault() does not know them.
+ */
+static bool shim_vma_secret(struct vm_area_struct *vma)
+{
+	return vma->vm_file && file_inode(vma->vm_file)->i_sb->s_magic == SECRETMEM_MAGIC;
+}
+
+/* A shadow stack's pages are writable by calls and returns only. hmm_range_fault() does not know that, either. */
+bool shim_vma_writable(struct vm_area_struct *vma)
+{
+	return vma->vm_flags & VM_WRITE && !(vma->vm_flags & VM_SHADOW_STACK);
+}
+
+/* hmm_range_fault(), and what it does not know. mmap_lock held. */
+static int shim_walk_range(struct mm_struct *mm, struct hmm_range *range)
+{
+	unsigned long addr, want = range->default_flags;
+	struct vm_area_struct *vma;
+	int err;
+
+	for (vma = find_vma(mm, range->start); want && vma && vma->vm_start < range->end;
+	     vma = find_vma(mm, vma->vm_end))
+		if (shim_vma_secret(vma) || (want & HMM_PFN_REQ_WRITE && !shim_vma_writable(vma)))
+			return -EFAULT;
+	err = hmm_range_fault(range);
+	if (err)
+		return err;
+	for (vma = find_vma(mm, range->start); vma && vma->vm_start < range->end; vma = find_vma(mm, vma->vm_end)) {
+		if (shim_vma_writable(vma) && !shim_vma_secret(vma))
+			continue;
+		for (addr = max(vma->vm_start, range->start); addr < min(vma->vm_end, range->end); addr += PAGE_SIZE) {
+			unsigned long *pfn = &range->hmm_pfns[(addr - range->start) >> PAGE_SHIFT];
+
+			*pfn = shim_vma_secret(vma) ? HMM_PFN_ERROR : *pfn & ~HMM_PFN_WRITE;
+		}
+	}
+	return 0;
+}
 
 /* Walks [addr, addr + n); on 0, the span is locked for reading and pfns are what the CPU has. */
 static int shim_walk(struct shim_mirror *mirror, struct shim_span *span, unsigned long *pfns, unsigned long addr,
@@ -38,7 +81,7 @@ static int shim_walk(struct shim_mirror *mirror, struct shim_span *span, unsigne
 		range.notifier_seq = mmu_interval_read_begin(range.notifier);
 		if (mmap_read_lock_killable(mirror->mm))
 			return -EINTR;
-		err = hmm_range_fault(&range);
+		err = shim_walk_range(mirror->mm, &range);
 		mmap_read_unlock(mirror->mm);
 		if (err == -EBUSY) {
 			cond_resched();
@@ -151,7 +194,7 @@ static int shim_home_readonly(struct shim_mirror *mirror, struct shim_batch *bat
 	vma = vma_lookup(mirror->mm, addr);
 	if (!vma)
 		err = -EFAULT;
-	else if (!(vma->vm_flags & VM_WRITE))
+	else if (!shim_vma_writable(vma))
 		err = -EPERM;
 	else
 		shim_home_vma(mirror->dev, batch, vma, addr,
@@ -168,11 +211,12 @@ static int shim_fault_run(struct shim_mirror *mirror, struct shim_span *span, st
 {
 	unsigned long want = HMM_PFN_REQ_FAULT | (write ? HMM_PFN_REQ_WRITE : 0);
 	unsigned long *pte, *pfns = batch->pfns;
-	unsigned int first, tries;
+	unsigned long until = jiffies + SHIM_FAULT_PATIENCE;
+	unsigned int first;
 	int err;
 
-	/* Each turn but the last undid something that another thread keeps doing. */
-	for (tries = 0; tries < 64; tries++) {
+	/* Each turn but the last undid something that another thread keeps doing, or met one that is at it. */
+	do {
 		err = shim_leaf_make(span, addr);
 		if (err)
 			return err;
@@ -199,12 +243,13 @@ static int shim_fault_run(struct shim_mirror *mirror, struct shim_span *span, st
 				return err;
 			first = shim_first_readonly(pfns, last, n);
 		}
-	}
+		cond_resched();
+	} while (!time_after(jiffies, until));
 	return -EBUSY;
 }
 
 /* What to tell about a page that could not be faulted in. */
-static u8 shim_fault_status(struct shim_mirror *mirror, unsigned long addr, int err, bool write)
+u8 shim_fault_status(struct shim_mirror *mirror, unsigned long addr, int err, bool write)
 {
 	struct vm_area_struct *vma;
 	u8 status;
@@ -217,7 +262,7 @@ static u8 shim_fault_status(struct shim_mirror *mirror, unsigned long addr, int 
 	vma = vma_lookup(mirror->mm, addr);
 	if (!vma)
 		status = HMMRT_SHIM_GONE;
-	else if (!(vma->vm_flags & VM_READ) || (write && !(vma->vm_flags & VM_WRITE)))
+	else if (!(vma->vm_flags & VM_READ) || (write && !shim_vma_writable(vma)) || shim_vma_secret(vma))
 		status = HMMRT_SHIM_FORBIDDEN;
 	else if (vma->vm_flags & (VM_IO | VM_PFNMAP))
 		status = HMMRT_SHIM_UNSUPPORTED;

@@ -2,8 +2,8 @@
 /*
  * Open files: who may call, what arguments may say, and the loops over batches. The work is elsewhere.
  *
- * Every call runs with the device's `life` held for reading. A bound call runs only in the address space that bound the
- * file, so that address space is alive for as long as the call.
+ * The work of a call runs between shim_enter() and shim_leave(), its copies from and to user memory outside of them. A
+ * bound call runs only in the address space that bound the file, so that address space is alive for as long as the call.
  */
 #include <linux/capability.h>
 #include <linux/fs.h>
@@ -67,11 +67,15 @@ static int shim_ioctl_query(struct shim_file *file, void __user *argp)
 	struct shim_mirror *mirror = shim_mirror_of(file);
 	struct shim_device *dev = file->dev;
 	struct hmmrt_shim_query q;
+	int err;
 
 	if (copy_from_user(&q, argp, sizeof(q)))
 		return -EFAULT;
 	if (q.pad[0] || q.pad[1])
 		return -EINVAL;
+	err = shim_enter(dev);
+	if (err)
+		return err;
 	memset(&q, 0, sizeof(q));
 	q.abi_major = HMMRT_SHIM_ABI_MAJOR;
 	q.abi_minor = HMMRT_SHIM_ABI_MINOR;
@@ -98,6 +102,7 @@ static int shim_ioctl_query(struct shim_file *file, void __user *argp)
 		q.my_pages = atomic_long_read(&mirror->account->pages);
 		q.generation = atomic64_read(&mirror->gen);
 	}
+	shim_leave(dev);
 	return copy_to_user(argp, &q, sizeof(q)) ? -EFAULT : 0;
 }
 
@@ -119,7 +124,8 @@ static int shim_ioctl_bind(struct shim_file *file, void __user *argp)
 	if (!current->mm)
 		return -EPERM;
 
-	mutex_lock(&file->bind_lock);
+	if (mutex_lock_killable(&file->bind_lock))
+		return -EINTR;
 	err = -EBUSY;
 	if (file->mirror)
 		goto out;
@@ -131,7 +137,11 @@ static int shim_ioctl_bind(struct shim_file *file, void __user *argp)
 	err = -EFAULT;
 	if (copy_to_user(argp, &b, sizeof(b)))
 		goto out_ring;
+	err = shim_enter(file->dev);
+	if (err)
+		goto out_ring;
 	mirror = shim_mirror_get(file->dev, current->mm);
+	shim_leave(file->dev);
 	err = PTR_ERR_OR_ZERO(mirror);
 	if (err)
 		goto out_ring;
@@ -253,7 +263,11 @@ static int shim_range(struct shim_mirror *mirror, unsigned int cmd, struct shim_
 			break;
 		}
 		n = shim_block_rest(addr, left);
+		err = shim_enter(mirror->dev);
+		if (err)
+			break;
 		err = shim_range_block(mirror, cmd, batch, r, addr, n);
+		shim_leave(mirror->dev);
 		if (err)
 			break;
 		shim_count(r, batch->status, n, cmd == HMMRT_SHIM_SNAPSHOT);
@@ -268,7 +282,7 @@ static int shim_range(struct shim_mirror *mirror, unsigned int cmd, struct shim_
 	}
 	/* What was not reached says so, as far as that can be written. */
 	memset(batch->status, HMMRT_SHIM_NOT_REACHED, sizeof(batch->status));
-	while (err == -EINTR && left && r->status_ptr && !fatal_signal_pending(current)) {
+	while ((err == -EINTR || err == -ENODEV) && left && r->status_ptr && !fatal_signal_pending(current)) {
 		n = min_t(u64, left, SHIM_BLOCK_PAGES);
 		if (copy_to_user(status, batch->status, n))
 			break;
@@ -401,7 +415,7 @@ static int shim_ioctl_access(struct shim_file *file, void __user *argp)
 		err = -EFAULT;
 		if (copy_to_user(&list[i], &a, sizeof(a)))
 			break;
-		err = a.err == -EINTR ? -EINTR : 0;
+		err = a.err == -EINTR || a.err == -ENODEV ? a.err : 0;
 		if (err)
 			break;
 		arg.failed += !!a.err;
@@ -427,7 +441,7 @@ static int shim_ioctl_evict(struct shim_file *file, void __user *argp)
 	struct shim_account *only;
 	struct hmmrt_shim_evict e;
 	unsigned long want, now;
-	int err = 0;
+	int err;
 
 	if (IS_ERR(mirror))
 		return PTR_ERR(mirror);
@@ -440,6 +454,9 @@ static int shim_ioctl_evict(struct shim_file *file, void __user *argp)
 	only = e.flags & HMMRT_SHIM_EVICT_ALL ? NULL : mirror->account;
 	want = min_t(u64, e.npages, dev->nframes);
 	e.evicted = 0;
+	err = shim_enter(dev);
+	if (err)
+		return err;
 	while (e.evicted < want) {
 		if (signal_pending(current)) {
 			err = -EINTR;
@@ -452,6 +469,7 @@ static int shim_ioctl_evict(struct shim_file *file, void __user *argp)
 	}
 	flush_delayed_work(&dev->drain);
 	e.left = only ? atomic_long_read(&only->pages) : dev->nframes - READ_ONCE(dev->nfree);
+	shim_leave(dev);
 	return copy_to_user(argp, &e, sizeof(e)) ? -EFAULT : err;
 }
 
@@ -510,45 +528,30 @@ static long shim_ioctl(struct file *filp, unsigned int cmd, unsigned long argl)
 {
 	struct shim_file *file = filp->private_data;
 	void __user *argp = (void __user *)argl;
-	long ret;
 
-	if (down_read_killable(&file->dev->life))
-		return -EINTR;
-	if (file->dev->gone) {
-		up_read(&file->dev->life);
+	if (READ_ONCE(file->dev->gone))
 		return -ENODEV;
-	}
 	switch (cmd) {
 	case HMMRT_SHIM_QUERY:
-		ret = shim_ioctl_query(file, argp);
-		break;
+		return shim_ioctl_query(file, argp);
 	case HMMRT_SHIM_BIND:
-		ret = shim_ioctl_bind(file, argp);
-		break;
+		return shim_ioctl_bind(file, argp);
 	case HMMRT_SHIM_FAULT:
 	case HMMRT_SHIM_SNAPSHOT:
 	case HMMRT_SHIM_TO_DEV:
 	case HMMRT_SHIM_TO_SYS:
 	case HMMRT_SHIM_EXCLUSIVE:
-		ret = shim_ioctl_ranges(file, cmd, argp);
-		break;
+		return shim_ioctl_ranges(file, cmd, argp);
 	case HMMRT_SHIM_ACCESS:
-		ret = shim_ioctl_access(file, argp);
-		break;
+		return shim_ioctl_access(file, argp);
 	case HMMRT_SHIM_EVICT:
-		ret = shim_ioctl_evict(file, argp);
-		break;
+		return shim_ioctl_evict(file, argp);
 	case HMMRT_SHIM_WAIT:
-		ret = shim_ioctl_wait(file, argp);
-		break;
+		return shim_ioctl_wait(file, argp);
 	case HMMRT_SHIM_INJECT:
-		ret = shim_ioctl_inject(file, argp);
-		break;
-	default:
-		ret = -ENOTTY;
+		return shim_ioctl_inject(file, argp);
 	}
-	up_read(&file->dev->life);
-	return ret;
+	return -ENOTTY;
 }
 
 static int shim_mmap(struct file *filp, struct vm_area_struct *vma)

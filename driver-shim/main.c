@@ -30,8 +30,28 @@ module_param_named(cpu_fault_order, shim_cpu_fault_order, uint, 0644);
 MODULE_PARM_DESC(cpu_fault_order,
 		 "log2 of the pages brought home around a CPU fault, 0..9 (default 0); TO_DEV may say otherwise per range");
 
+/* Sums with counts of pages must not overflow. */
+static int shim_quota_set(const char *text, const struct kernel_param *param)
+{
+	unsigned long pages;
+	int err = kstrtoul(text, 0, &pages);
+
+	if (err)
+		return err;
+	if (pages > LONG_MAX / 2)
+		return -EINVAL;
+	WRITE_ONCE(shim_quota_pages, pages);
+	return 0;
+}
+
+static const struct kernel_param_ops shim_quota_ops = {
+	.set	= shim_quota_set,
+	.get	= param_get_ulong,
+};
+
 unsigned long shim_quota_pages;
-module_param_named(quota_pages, shim_quota_pages, ulong, 0644);
+module_param_cb(quota_pages, &shim_quota_ops, &shim_quota_pages, 0644);
+__MODULE_PARM_TYPE(quota_pages, "ulong");
 MODULE_PARM_DESC(quota_pages, "most pages of one device that one address space may hold (default 0: no limit)");
 
 static void shim_destroy_all(void)

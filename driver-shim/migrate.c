@@ -231,7 +231,7 @@ static u8 shim_explain(struct shim_device *dev, unsigned long pfn)
 	struct page *page;
 
 	if (pfn & HMM_PFN_ERROR)
-		return HMMRT_SHIM_GONE;
+		return HMMRT_SHIM_FAILED;
 	if (!(pfn & HMM_PFN_VALID))
 		return SHIM_UNKNOWN;
 	page = hmm_pfn_to_page(pfn);
@@ -244,8 +244,18 @@ static u8 shim_explain(struct shim_device *dev, unsigned long pfn)
 	return folio_maybe_dma_pinned(page_folio(page)) ? HMMRT_SHIM_PINNED : SHIM_UNKNOWN;
 }
 
+/* A mapping that has nothing to move or to have exclusively. SHIM_UNKNOWN: it may have. */
+u8 shim_vma_kind(struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_READ))
+		return HMMRT_SHIM_FORBIDDEN;
+	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_SPECIAL | VM_HUGETLB | VM_SHARED))
+		return HMMRT_SHIM_UNSUPPORTED;
+	return SHIM_UNKNOWN;
+}
+
 /*
- * A mapping that cannot take part at all. One of them is what KSM may merge: migrate_vma_setup() puts its entry in place
+ * A mapping that cannot go to a device at all. One of them is what KSM may merge: migrate_vma_setup() puts its entry in place
  * before it asks who else maps the page, and the way back is by the page's reverse map. KSM maps a merged page first and
  * adds it to the page's reverse map afterwards; an entry made in between would never be found again, and whoever touches
  * it would wait for a page that is not locked. MADV_MERGEABLE takes mmap_lock for writing, and MADV_UNMERGEABLE undoes
@@ -253,14 +263,10 @@ static u8 shim_explain(struct shim_device *dev, unsigned long pfn)
  */
 static u8 shim_vma_status(struct vm_area_struct *vma)
 {
-	if (!(vma->vm_flags & (VM_READ | VM_WRITE | VM_EXEC)))
-		return HMMRT_SHIM_FORBIDDEN;
-	if (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_SPECIAL | VM_HUGETLB | VM_SHARED | VM_MERGEABLE))
-		return HMMRT_SHIM_UNSUPPORTED;
-	return SHIM_UNKNOWN;
+	return vma->vm_flags & VM_MERGEABLE ? HMMRT_SHIM_UNSUPPORTED : shim_vma_kind(vma);
 }
 
-/* Gives each page that has no mapping, or an unfit one, its status. */
+/* Gives each page that has no mapping, or an unfit one, its status. What failed in a fit one did fail: it holds poison. */
 static void shim_mark_vmas(struct mm_struct *mm, u8 *status, unsigned long addr, unsigned int n)
 {
 	unsigned int i;
@@ -268,13 +274,32 @@ static void shim_mark_vmas(struct mm_struct *mm, u8 *status, unsigned long addr,
 	mmap_read_lock(mm);
 	for (i = 0; i < n; i++, addr += PAGE_SIZE) {
 		struct vm_area_struct *vma;
+		u8 fit;
 
-		if (status[i] != SHIM_UNKNOWN && status[i] != HMMRT_SHIM_GONE)
+		if (status[i] != SHIM_UNKNOWN && status[i] != HMMRT_SHIM_GONE && status[i] != HMMRT_SHIM_FAILED)
 			continue;
 		vma = vma_lookup(mm, addr);
-		status[i] = vma ? shim_vma_status(vma) : HMMRT_SHIM_GONE;
+		fit = vma ? shim_vma_status(vma) : HMMRT_SHIM_GONE;
+		if (fit != SHIM_UNKNOWN || status[i] != HMMRT_SHIM_FAILED)
+			status[i] = fit;
 	}
 	mmap_read_unlock(mm);
+}
+
+static u8 shim_errno_status(int err)
+{
+	switch (err) {
+	case -ENOMEM:
+		return HMMRT_SHIM_NO_MEMORY;
+	case -ENOSPC:
+	case -EDQUOT:
+	case -ENODEV:
+		return HMMRT_SHIM_NO_SPACE;
+	case -EFAULT:
+		return HMMRT_SHIM_GONE;
+	default:
+		return HMMRT_SHIM_BUSY;
+	}
 }
 
 int shim_to_sys_block(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n,
@@ -298,9 +323,9 @@ int shim_to_sys_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 		if (batch->status[i] != SHIM_UNKNOWN)
 			continue;
 		if (IS_ERR(span)) {
-			batch->status[i] = PTR_ERR(span) == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_BUSY;
+			batch->status[i] = shim_errno_status(PTR_ERR(span));
 		} else if (batch->pfns[i] & HMM_PFN_ERROR) {
-			batch->status[i] = HMMRT_SHIM_GONE;
+			batch->status[i] = HMMRT_SHIM_FAILED;
 		} else if (shim_explain(dev, batch->pfns[i]) == HMMRT_SHIM_ALREADY) {
 			/* Still on the device. */
 			batch->status[i] = folio_maybe_dma_pinned(page_folio(hmm_pfn_to_page(batch->pfns[i]))) ?
@@ -311,15 +336,12 @@ int shim_to_sys_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 	}
 	if (!IS_ERR(span))
 		up_read(&span->lock);
+	if (memchr(batch->status, HMMRT_SHIM_FAILED, n))
+		shim_mark_vmas(mirror->mm, batch->status, addr, n);
 	return 0;
 }
 
 /* ---- to the device --------------------------------------------------------------------------- */
-
-static u8 shim_errno_status(int err)
-{
-	return err == -ENOMEM ? HMMRT_SHIM_NO_MEMORY : HMMRT_SHIM_NO_SPACE;
-}
 
 /*
  * One attempt at [start, start + n pages) of one vma. status[i]: DONE, NO_SPACE, NO_MEMORY, FAILED, NOT_POPULATED, or
@@ -361,6 +383,7 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 			want++;
 		}
 	}
+	down_read(&dev->fill);
 	got = want ? shim_frames_alloc(dev, mirror->account, want, granule, batch->pages, &err) : 0;
 	if (!want)
 		err = 0;
@@ -383,6 +406,7 @@ static int shim_to_dev_vma(struct shim_mirror *mirror, struct shim_batch *batch,
 		if (args.dst[i] && args.src[i] & MIGRATE_PFN_MIGRATE)
 			status[i] = HMMRT_SHIM_DONE;
 	migrate_vma_finalize(&args);
+	up_read(&dev->fill);
 	return err;
 }
 
@@ -451,11 +475,32 @@ static int shim_to_dev_round(struct shim_mirror *mirror, struct shim_batch *batc
 }
 
 /*
+ * Pages of a file's private mapping that the CPU has not mapped: a fault would populate. Never touched, or swapped out:
+ * that cannot be told apart. (In anonymous memory, migrate_vma_setup() does.)
+ */
+static void shim_mark_file_holes(struct mm_struct *mm, struct shim_batch *batch, unsigned long addr, unsigned int n)
+{
+	unsigned int i;
+
+	mmap_read_lock(mm);
+	for (i = 0; i < n; i++, addr += PAGE_SIZE) {
+		struct vm_area_struct *vma;
+
+		if (batch->status[i] != SHIM_UNKNOWN || batch->pfns[i] & HMM_PFN_VALID)
+			continue;
+		vma = vma_lookup(mm, addr);
+		if (vma && !vma_is_anonymous(vma))
+			batch->status[i] = HMMRT_SHIM_NOT_POPULATED;
+	}
+	mmap_read_unlock(mm);
+}
+
+/*
  * Finds out about the pages still SHIM_UNKNOWN, and removes what stood in the way where that is possible: swapped out,
  * private to another device (both: faulted in), coherent memory of another device (brought home).
  */
 static int shim_to_dev_clear_way(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr,
-				 unsigned int n, u8 granule, u64 *faults)
+				 unsigned int n, u32 flags, u8 granule, u64 *faults)
 {
 	struct shim_device *other = NULL;
 	struct shim_span *span;
@@ -483,6 +528,8 @@ static int shim_to_dev_clear_way(struct shim_mirror *mirror, struct shim_batch *
 		shim_home_other(other, batch, mirror->mm, addr, n, scratch);
 		kref_put(&other->ref, shim_device_release);
 	}
+	if (flags & HMMRT_SHIM_RANGE_NO_POPULATE)
+		shim_mark_file_holes(mirror->mm, batch, addr, n);
 	for (i = 0; i < n; i += run) {
 		run = 1;
 		if (batch->status[i] != SHIM_UNKNOWN || batch->pfns[i] & HMM_PFN_VALID)
@@ -526,13 +573,13 @@ int shim_to_dev_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 			break;
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		err = shim_to_dev_clear_way(mirror, batch, addr, n, granule, faults);
+		err = shim_to_dev_clear_way(mirror, batch, addr, n, flags, granule, faults);
 		if (err)
 			return err;
 		if (!memchr(batch->status, SHIM_UNKNOWN, n))
 			break;
 	}
-	if (memchr(batch->status, HMMRT_SHIM_GONE, n))
+	if (memchr(batch->status, HMMRT_SHIM_GONE, n) || memchr(batch->status, HMMRT_SHIM_FAILED, n))
 		shim_mark_vmas(mirror->mm, batch->status, addr, n);
 	for (i = 0; i < n; i++)
 		if (batch->status[i] == SHIM_UNKNOWN)

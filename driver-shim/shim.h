@@ -18,15 +18,17 @@
  *
  * Locks, outermost first:
  *
- *   shim_device.life        read: every ioctl; write: the end of the device; another device's by trylock only
  *   shim_file.bind_lock     BIND happens once
+ *   shim_device.life        read: the work of a call; write: the end of the device; another device's by trylock only
  *   shim_mirror.binding     its files come and go
  *   shim_devices_lock       the list of devices
+ *   shim_mirror.grow        new spans
  *   mmap_lock               the kernel's
  *   shim_gate()             of an mm: read: TO_DEV to coherent memory; written: EXCLUSIVE
  *   folio locks             the kernel's
+ *   shim_device.fill        read: TO_DEV, from taking frames to mapping them; written: eviction, from looking whose they
+ *                           are to having them locked. Under it folio locks and mmap_lock by trylock only
  *   mmu notifiers           the kernel's
- *   shim_mirror.grow        spans and leaves come (never under mmap_lock)
  *   shim_span.lock          "the mirror lock" of 1 GiB of addresses
  *   shim_device.list_lock, and in it shim_mirror.files_lock      spinlocks
  *   shim_device.frame_lock  spinlock, with interrupts off; a leaf
@@ -123,6 +125,7 @@ struct shim_device {
 	unsigned long first_pfn;
 	unsigned long nframes;
 	struct shim_frame *frames;
+	struct rw_semaphore fill;	/* written: no frame becomes somebody's */
 	spinlock_t frame_lock;		/* below */
 	unsigned long *free_map;	/* set: free */
 	unsigned long nfree;
@@ -285,6 +288,28 @@ struct shim_work {
 	u8 bounce[SHIM_BOUNCE];
 };
 
+/*
+ * Around the work of a call on its device: none begins once that is gone, and its end waits for what has begun. Not
+ * nested. User memory is touched outside only: it may answer late, or never.
+ */
+static inline int shim_enter(struct shim_device *dev)
+{
+	/* Not behind the writer. */
+	if (READ_ONCE(dev->gone))
+		return -ENODEV;
+	if (down_read_killable(&dev->life))
+		return -EINTR;
+	if (!dev->gone)
+		return 0;
+	up_read(&dev->life);
+	return -ENODEV;
+}
+
+static inline void shim_leave(struct shim_device *dev)
+{
+	up_read(&dev->life);
+}
+
 /* Status inside only: not yet known. */
 #define SHIM_UNKNOWN	0xfe
 
@@ -303,6 +328,9 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 			 u64 cookie, u64 *faults);
 
 struct shim_span *shim_pfns_peek(struct shim_mirror *mirror, unsigned long *pfns, unsigned long addr, unsigned int n);
+bool shim_vma_writable(struct vm_area_struct *vma);
+u8 shim_vma_kind(struct vm_area_struct *vma);
+u8 shim_fault_status(struct shim_mirror *mirror, unsigned long addr, int err, bool write);
 int shim_fault_in(struct shim_mirror *mirror, unsigned long *pfns, unsigned long addr, unsigned int n, bool write);
 void shim_map_moved(struct shim_mirror *mirror, struct shim_batch *batch, unsigned long addr, unsigned int n);
 void shim_home_vma(struct shim_device *dev, struct shim_batch *batch, struct vm_area_struct *vma, unsigned long start,

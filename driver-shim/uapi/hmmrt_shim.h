@@ -15,8 +15,8 @@
  *  - A bound descriptor works only in the address space that bound it. After fork() the child's copy fails with EPERM,
  *    after execve() or exit of that address space with ESRCH. The child opens the node itself.
  *  - Partial success is normal. A call returns 0 when it went through its work, and says per page what came of it;
- *    it fails only when its arguments are wrong or it was interrupted (EINTR, with the counts of what was done
- *    written back, so that the rest can be asked for again).
+ *    it fails only when its arguments are wrong, the device ends (ENODEV), or it was interrupted (EINTR, with the
+ *    counts of what was done written back, so that the rest can be asked for again).
  *  - A page whose status is not DONE or ALREADY was left as it was.
  *  - All open files of one process on one device share one mirror: page tables, exclusivity, generation and quota are
  *    per (address space, device). Rings are per open file.
@@ -69,8 +69,10 @@ struct hmmrt_shim_query {
 	__u32 block_pages;	/* pages of one migration step: ask for aligned multiples to go fastest */
 	__u64 devmem_pages;	/* capacity */
 	__u64 devmem_free;	/* free now, over all processes */
-	__u64 my_pages;		/* held by the calling address space */
-	__u64 my_quota;		/* most it may hold; 0: no limit but the capacity */
+	__u64 my_pages;		/* on the account of the calling address space: what it moved here, until it leaves,
+				 * even if only a child of its still has it
+				 */
+	__u64 my_quota;		/* most it may have there; 0: no limit but the capacity */
 	__u64 generation;	/* of the caller's mirror, see struct hmmrt_shim_range; 0 before BIND */
 	__u64 pad[2];
 };
@@ -109,19 +111,21 @@ enum hmmrt_shim_status {
 	HMMRT_SHIM_BUSY = 2,		/* lost a race, or held by someone for a moment: try again later */
 	HMMRT_SHIM_PINNED = 3,		/* held by I/O or a long-term pin: stays in system memory */
 	HMMRT_SHIM_GONE = 4,		/* nothing is mapped there */
-	HMMRT_SHIM_FORBIDDEN = 5,	/* the mapping's protection does not allow it */
+	HMMRT_SHIM_FORBIDDEN = 5,	/* the mapping does not allow it: its protection, a shadow stack, memfd_secret() */
 	HMMRT_SHIM_NOT_POPULATED = 6,	/* mapped, never touched, and the call does not populate */
 	HMMRT_SHIM_NO_SPACE = 7,	/* device full, or quota used up */
-	HMMRT_SHIM_UNSUPPORTED = 8,	/* this kind of mapping cannot move: file, hugetlb, I/O, KSM */
+	HMMRT_SHIM_UNSUPPORTED = 8,	/* this kind of memory cannot. TO_DEV, EXCLUSIVE: file, shared, hugetlb; TO_DEV:
+					 * what KSM may merge; EXCLUSIVE: parts of larger pages mapped small; any: I/O
+					 */
 	HMMRT_SHIM_NO_MEMORY = 9,	/* the system had no memory for the other side */
 	HMMRT_SHIM_FAILED = 10,		/* poisoned page, failed copy, injected failure */
-	HMMRT_SHIM_NOT_REACHED = 255,	/* interrupted before this page */
+	HMMRT_SHIM_NOT_REACHED = 255,	/* interrupted, or the device ended, before this page */
 };
 
 /*
  * SNAPSHOT writes one byte per page of the CPU's page table as the device may see it, changing nothing:
  * bits 0-1 rights, 2-3 size of the CPU's entry, 4-6 where the page is, 7 exclusive to this device. 0: nothing that the
- * device could use without a fault (unmapped, no access, never touched, swapped out, or private to another device).
+ * device could use without a fault (never touched, swapped out, private to another device, or exclusive to one).
  */
 #define HMMRT_SHIM_PAGE_NONE		0x00u
 #define HMMRT_SHIM_PAGE_READ		0x01u
@@ -137,13 +141,17 @@ enum hmmrt_shim_status {
 #define HMMRT_SHIM_PAGE_COHERENT_HERE	0x40u	/* this device's coherent memory */
 #define HMMRT_SHIM_PAGE_COHERENT_OTHER	0x50u	/* coherent memory of another device */
 #define HMMRT_SHIM_PAGE_EXCLUSIVE	0x80u	/* the CPU's entry is withdrawn in favour of this device */
-#define HMMRT_SHIM_PAGE_ERROR		0xffu	/* no mapping at all, or I/O memory: a fault there would fail */
+#define HMMRT_SHIM_PAGE_ERROR		0xffu	/* a fault there would fail: no mapping, or none that may be read;
+						 * I/O, secret or poisoned memory
+						 */
 
 /* ---- FAULT, SNAPSHOT, TO_DEV, TO_SYS, EXCLUSIVE ---------------------------------------------- */
 
 /* flags of one range */
 #define HMMRT_SHIM_RANGE_WRITE		(1u << 0)	/* FAULT: for writing. Others: must be 0 */
-#define HMMRT_SHIM_RANGE_NO_POPULATE	(1u << 1)	/* TO_DEV: leave never-touched pages alone */
+#define HMMRT_SHIM_RANGE_NO_POPULATE	(1u << 1)	/* TO_DEV: leave never-touched pages alone; in a file's private
+							 * mapping also swapped-out ones, which look the same
+							 */
 #define HMMRT_SHIM_RANGE_EVICT		(1u << 2)	/* TO_DEV: when full, evict the oldest pages, anyone's;
 							 * when the quota is full, the caller's
 							 */
@@ -187,7 +195,7 @@ struct hmmrt_shim_ranges {
 	__u64 ranges_ptr;	/* struct hmmrt_shim_range[count] */
 	__u32 count;		/* 1 .. HMMRT_SHIM_MAX_BATCH */
 	__u32 flags;		/* must be zero */
-	__u32 served;		/* out: ranges gone through; less than count only with EINTR, EFAULT or EINVAL */
+	__u32 served;		/* out: ranges gone through; less than count only when the call fails */
 	__u32 pad0;
 	__u64 pad1;
 };
@@ -221,10 +229,12 @@ struct hmmrt_shim_access {
 	__u64 out;
 	__u64 done;		/* bytes */
 	__u32 faults;		/* device faults taken: each faults in everything still missing of this access */
-	__s32 err;		/* 0, or -errno: EFAULT no such right, ENOENT, EBUSY (lost races), ENOMEM */
+	__s32 err;		/* 0, or -errno: EFAULT no such right or bad buf, ENOENT, EBUSY (lost races), ENOMEM,
+				 * EOPNOTSUPP (I/O memory; not to be had exclusively), EINTR, ENODEV
+				 */
 };
 
-/* A batch: in order, each with its own err. Fails as a whole only on bad arguments or EINTR. */
+/* A batch: in order, each with its own err. Fails as a whole only on bad arguments, EINTR, ENODEV. */
 struct hmmrt_shim_accesses {
 	__u64 accesses_ptr;	/* struct hmmrt_shim_access[count] */
 	__u32 count;		/* 1 .. HMMRT_SHIM_MAX_BATCH */
@@ -238,13 +248,17 @@ struct hmmrt_shim_accesses {
 
 #define HMMRT_SHIM_EVICT_ALL	(1u << 0)	/* pages of every process, not only the caller's. CAP_SYS_ADMIN */
 
-/* Moves device pages to system memory, oldest block first, until npages went or none is left that can go. */
+/*
+ * Moves device pages to system memory until npages went or none is left that can go: by blocks of block_pages, the one
+ * longest without a new page first (in order of address, if npages covers the device); the last may go whole. What stays
+ * is locked or held by someone at the moment, or finds no memory. Waits for mmap_locks. EINTR.
+ */
 struct hmmrt_shim_evict {
 	__u64 npages;		/* ~0: as many as there are */
 	__u32 flags;		/* HMMRT_SHIM_EVICT_* */
 	__u32 pad0;
 	__u64 evicted;		/* out */
-	__u64 left;		/* out: pages still held, of the caller or (ALL) of everyone */
+	__u64 left;		/* out: pages still there, on the caller's account or (ALL) on anyone's */
 	__u64 pad1;
 };
 

@@ -21,8 +21,11 @@ void describe(const LaunchError& error) {
                  error.kernel, access, error.addr);
       return;
     case HMMRT_ERROR_ACCESS_DENIED:
-      (void)fail(error.result, "kernel '%s': %s of %#zx, which the CPU's mapping does not allow (mprotect)",
-                 error.kernel, access, error.addr);
+      (void)fail(error.result, "kernel '%s': %s of %#zx, which the CPU's mapping does not allow (mprotect)%s",
+                 error.kernel, access, error.addr,
+                 error.access == Access::atomic ? ", or which is shared memory or a file's, where atomics need option "
+                                                  "system_atomics"
+                                                : "");
       return;
     case HMMRT_ERROR_DEVICE_FULL:
       (void)fail(error.result,

@@ -167,9 +167,10 @@ void map_frames(House& house, Block& block, Processor p, const PageMask& wanted,
   note_mapped(part, pages, rights, false);
 }
 
-PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights) {
+PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights, PageMask* forbidden) {
   if (pages.none()) return {};
   const PageOutcome outcome = house.host.map_remote(block.base, pages);
+  *forbidden |= outcome.forbidden;
   PageMask done = outcome.done;
   // Never touched: the CPU gets zeros, and the device sees them there.
   if (outcome.not_populated.any()) done |= house.host.populate(block.base, outcome.not_populated).done;
@@ -187,11 +188,13 @@ PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages
   return done;
 }
 
-PageMask map_exclusive(House& house, Block& block, Processor p, const PageMask& pages) {
+PageMask map_exclusive(House& house, Block& block, Processor p, const PageMask& pages, PageMask* forbidden) {
   if (pages.none()) return {};
   DevicePart& part = *block.part(p);
   block.set_on_cpu(pages, false);
-  const PageMask taken = house.host.make_exclusive(block.base, pages).taken();
+  const PageOutcome outcome = house.host.make_exclusive(block.base, pages);
+  const PageMask taken = outcome.taken();
+  *forbidden |= outcome.forbidden;
   block.set_on_cpu(pages - taken, true);
   map_runs(
       house.device(p), block.base, taken, Rights::write,

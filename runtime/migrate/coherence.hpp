@@ -38,9 +38,10 @@ void add_resident(House& house, Block& block, Processor p, const PageMask& pages
 // Translates the `wanted` pages, resident on `p`, to its frames with `rights`.
 void map_frames(House& house, Block& block, Processor p, const PageMask& wanted, Rights rights);
 
-// Translates pages of system memory, or of a peer's frames, on `p`. Returns the pages translated.
-PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights);
-PageMask map_exclusive(House& house, Block& block, Processor p, const PageMask& pages);
+// Translates pages of system memory, or of a peer's frames, on `p`. Returns the pages translated; *forbidden grows by those
+// that never will be.
+PageMask map_host(House& house, Block& block, Processor p, const PageMask& pages, Rights rights, PageMask* forbidden);
+PageMask map_exclusive(House& house, Block& block, Processor p, const PageMask& pages, PageMask* forbidden);
 PageMask map_peer(House& house, Block& block, Processor p, Processor owner, const PageMask& pages, Rights rights);
 
 // Of `pages`, those that the application is dropping and the kernel has not cleared yet: for now they may be neither taken

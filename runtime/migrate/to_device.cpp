@@ -279,13 +279,13 @@ void commit_to_device(House& house, Work& w) {
     const PageMask lone = caps.system_atomics ? PageMask{} : remote & w.atomic & b.on_cpu;
     if (lone.any()) {
       take_away(house, b, lone);
-      map_exclusive(house, b, w.to, lone);
+      map_exclusive(house, b, w.to, lone, &w.forbidden);
       remote = remote - lone;
     }
     const PageMask in_system = remote & b.on_cpu;
     const PageMask readable = b.cpu_protected | b.read_only;
-    PageMask mapped = map_host(house, b, w.to, in_system - readable, Rights::write);
-    mapped |= map_host(house, b, w.to, in_system & readable, Rights::read);
+    PageMask mapped = map_host(house, b, w.to, in_system - readable, Rights::write, &w.forbidden);
+    mapped |= map_host(house, b, w.to, in_system & readable, Rights::read, &w.forbidden);
     for (Processor p = 1; caps.peer && p <= house.device_count; ++p) {
       if (const DevicePart* owner = b.part(p); owner != nullptr && p != w.to) {
         const PageMask theirs = (remote & owner->resident) - b.shared();

@@ -3,11 +3,13 @@
 // read(2) and write(2) behave as on ordinary memory, wherever the pages are.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -301,6 +303,47 @@ TEST_P(ApiMappings, protection_is_mirrored_to_devices) {
   s.launch("add", b.size(), AddOne{b.gpu()});
   s.synchronize();
   for (const std::uint32_t v : b) ASSERT_EQ(v, 3u);
+}
+
+// The page of the kernel's that user space reads the time from.
+std::uint32_t* kernels_page() {
+  char line[256];
+  std::size_t addr = 0;
+  FILE* const maps = std::fopen("/proc/self/maps", "re");
+  while (maps != nullptr && std::fgets(line, sizeof line, maps) != nullptr) {
+    if (std::strstr(line, "[vvar]") != nullptr) (void)std::sscanf(line, "%zx", &addr);
+  }
+  if (maps != nullptr) std::fclose(maps);
+  return reinterpret_cast<std::uint32_t*>(addr);
+}
+
+TEST_P(ApiMappings, memory_that_no_device_may_see_ends_the_launch) {
+  if (!any_pointer()) GTEST_SKIP() << "only anonymous memory is ever managed";
+  const hmmrt::stream s(context());
+  if (std::uint32_t* const p = kernels_page(); p != nullptr) {
+    s.launch("kernels", 1, AddOne{hmmrt::gptr<std::uint32_t>(p)});
+    EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ACCESS_DENIED, "kernels");
+  }
+  const int file = static_cast<int>(syscall(447, 0));  // memfd_secret
+  if (file < 0 || ftruncate(file, k_page) != 0) GTEST_SKIP() << "memfd_secret: " << std::strerror(errno);
+  void* const secret = mmap(nullptr, k_page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  ASSERT_NE(secret, MAP_FAILED);
+  s.launch("secret", 1, AddOne{hmmrt::gptr<std::uint32_t>(static_cast<std::uint32_t*>(secret))});
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ACCESS_DENIED, "secret");
+  munmap(secret, k_page);
+  close(file);
+}
+
+TEST_P(ApiMappings, a_system_atomic_that_cannot_be_one_ends_the_launch) {
+  if (!any_pointer()) GTEST_SKIP() << "only anonymous memory is ever managed";
+  open({{"system_atomics", "off"}});
+  void* const shared = mmap(nullptr, k_page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  const hmmrt::stream s(context());
+  s.launch("atomic", 1, Count{hmmrt::gptr<std::uint64_t>(static_cast<std::uint64_t*>(shared)), 1});
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ACCESS_DENIED, "system_atomics");
+  EXPECT_EQ(*static_cast<std::uint64_t*>(shared), 0u);
+  munmap(shared, k_page);
 }
 
 TEST_P(ApiMappings, system_calls_reach_device_resident_memory) {

@@ -102,8 +102,8 @@ static void own_settle(struct own* o, size_t page, uint32_t value) {
   volatile uint64_t* w = words(o, page);
 
   if (!(m->prot & PROT_READ)) return; /* nothing can have been written */
-  if (holds(w, value, 0)) {
-    *m = (struct page_model){.value = value, .prot = m->prot};
+  if (holds(w, value, 0)) {           /* where old and new are alike, it may still be the old page */
+    *m = (struct page_model){.value = value, .prot = m->prot, .maybe = m->maybe && m->value == value};
     return;
   }
   for (unsigned k = 0; k < k_words; k++) {

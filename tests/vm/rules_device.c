@@ -77,7 +77,7 @@ static void evict_everything(void* unused) {
   ioctl(fd, HMMRT_SHIM_EVICT, &evict);
 }
 
-/* An eviction holds no mmap_lock. The last mapping of a page may go between its two walks of the reverse map. */
+/* The last mapping of a page may go between eviction's two walks of the reverse map. */
 static void owners_exit_under_eviction(void) {
   struct looper evictor;
   const double since = seconds();
@@ -96,6 +96,65 @@ static void owners_exit_under_eviction(void) {
     for (int i = 0; i < 3; i++) expect_exit(owners[i], 0);
   }
   stop(&evictor);
+}
+
+/* munmap() takes an area off its anon_vma with mmap_lock held for reading only. */
+static void munmap_under_eviction(void) {
+  struct looper evictor;
+  const double since = seconds();
+  start(&evictor, evict_everything, NULL);
+  for (int turn = 0; !enough(since, turn, 200); turn++) {
+    /* Between two areas without rights: merged with neither, its anon_vma is its own. */
+    char* p = mmap(NULL, 1026 * k_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(mprotect(p + k_page, 1024 * k_page, PROT_READ | PROT_WRITE) == 0);
+    to_dev(fd, p + k_page, 1024);
+    munmap(p, 1026 * k_page);
+  }
+  stop(&evictor);
+}
+
+/* Frames that are freed and filled anew while eviction looks whose they are. */
+static void churn_under_eviction(void) {
+  struct looper evictor;
+  pid_t owners[2];
+  const double since = seconds();
+  for (int i = 0; i < 2; i++) {
+    if ((owners[i] = forked()) != 0) continue;
+    const int own = open_bound(node);
+    for (int turn = 0;; turn++) {
+      const size_t pages = 1 << turn % 5;
+      char* p = mmap(NULL, (pages + 2) * k_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      mprotect(p + k_page, pages * k_page, PROT_READ | PROT_WRITE);
+      to_dev(own, p + k_page, pages);
+      munmap(p, (pages + 2) * k_page);
+    }
+  }
+  start(&evictor, evict_everything, NULL);
+  while (!enough(since, (int)atomic_load(&evictor.turns), 1000)) usleep(1000);
+  stop(&evictor);
+  for (int i = 0; i < 2; i++) kill(owners[i], SIGKILL);
+  for (int i = 0; i < 2; i++) CHECK(waitpid(owners[i], NULL, 0) == owners[i]);
+}
+
+static void map_and_unmap(void* unused) {
+  (void)unused;
+  void* p = mmap(NULL, k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  munmap(p, k_page);
+}
+static void evict_gets_every_page_of_a_process_that_maps_and_unmaps(void) {
+  struct looper loopers[2];
+  const double since = seconds();
+  char* p = map_pages(2048);
+  fill(p, 2048, 8);
+  for (int i = 0; i < 2; i++) start(&loopers[i], map_and_unmap, NULL);
+  for (int turn = 0; !enough(since, turn, 10); turn++) {
+    struct hmmrt_shim_evict evict = {.npages = ~0ull};
+    CHECK_EQ(to_dev(fd, p, 2048), 2048);
+    CHECK(ioctl(fd, HMMRT_SHIM_EVICT, &evict) == 0);
+    CHECK_EQ(evict.left, 0);
+  }
+  for (int i = 0; i < 2; i++) stop(&loopers[i]);
+  CHECK_FILLED(p, 2048, 8);
 }
 
 static void evict_brings_home_what_was_asked_for(void) {
@@ -152,6 +211,81 @@ static void a_quota_holds_for_each_process(void) {
   put(PARAMETER "quota_pages", "0");
   CHECK_EQ(to_dev(fd, p, 150), 150);
   CHECK_FILLED(p, 150, 6);
+}
+
+static void a_quota_that_overflows_is_refused(void) {
+  const int file = open(PARAMETER "quota_pages", O_WRONLY | O_CLOEXEC);
+  CHECK(file >= 0);
+  CHECK(write(file, "18446744073709551615", 20) == -1 && errno == EINVAL);
+  CHECK_EQ(query_of(fd).my_quota, 0);
+}
+
+/* A page inherited by fork is on the account of who moved it. */
+static void an_inherited_page_counts_for_who_moved_it(void) {
+  char* p = map_pages(64);
+  gate g = new_gate();
+  fill(p, 64, 9);
+  CHECK_EQ(to_dev(fd, p, 64), 64);
+  const pid_t pid = forked();
+  if (pid == 0) {
+    const int mine = open_bound(node);
+    CHECK_EQ(query_of(mine).my_pages, 0);
+    wait_gate(g, 1);
+    CHECK_FILLED(p, 64, 9);
+    _exit(0);
+  }
+  CHECK(munmap(p, 64 * k_page) == 0);
+  CHECK_EQ(query_of(fd).my_pages, 64);
+  open_gate(g, 1);
+  expect_exit(pid, 0);
+}
+
+/* ---- what the kernel counts ------------------------------------------------------------------- */
+
+static long number_after(const char* path, const char* key) {
+  char line[128];
+  long number = -1;
+  FILE* file = fopen(path, "re");
+  while (file && number < 0 && fgets(line, sizeof(line), file))
+    if (!strncmp(line, key, strlen(key))) number = atol(line + strlen(key));
+  if (file) fclose(file);
+  return number;
+}
+
+static void a_page_on_a_device_is_charged_once(void) {
+  enum { k_pages = 4096 };
+  if (mkdir("/tmp/cgroup/once", 0755) && errno != EEXIST) skip("no memory cgroups: %s", strerror(errno));
+  const pid_t pid = forked();
+  if (pid == 0) {
+    const int mine = open_bound(node);
+    char text[16];
+    snprintf(text, sizeof(text), "%d", getpid());
+    put("/tmp/cgroup/once/cgroup.procs", text);
+    char* p = map_pages(k_pages);
+    fill(p, k_pages, 10);
+    const long before = number_after("/tmp/cgroup/once/memory.current", "");
+    CHECK_EQ(to_dev(mine, p, k_pages), k_pages);
+    CHECK(number_after("/tmp/cgroup/once/memory.current", "") < before + k_pages * k_page / 4);
+    _exit(0);
+  }
+  expect_exit(pid, 0);
+}
+
+static void locked_pages_that_end_on_a_device_leave_no_count(void) {
+  const long before = number_after("/proc/meminfo", "Mlocked:");
+  for (int turn = 0; turn < 8; turn++) {
+    char* p = map_pages(k_block);
+    fill(p, k_block, 11);
+    CHECK(mlock(p, k_block * k_page) == 0);
+    CHECK_EQ(to_dev(fd, p, k_block), k_block);
+    if (turn % 2) CHECK(munlock(p, k_block * k_page) == 0);
+    CHECK(munmap(p, k_block * k_page) == 0);
+  }
+  /* The kernel sums what its processors count once a second, and each keeps some pages to unlock. */
+  const double until = seconds() + 5;
+  long grown;
+  while ((grown = number_after("/proc/meminfo", "Mlocked:") - before) >= 4096 && seconds() < until) usleep(10000);
+  CHECK(grown < 4096);
 }
 
 /* ---- fault-around ----------------------------------------------------------------------------- */
@@ -439,7 +573,14 @@ static const struct test tests[] = {
     TEST(evict_brings_home_what_was_asked_for),
     TEST(only_the_administrator_evicts_others_and_injects),
     TEST(owners_exit_under_eviction),
+    TEST(munmap_under_eviction),
+    TEST(churn_under_eviction),
+    TEST(evict_gets_every_page_of_a_process_that_maps_and_unmaps),
     TEST(a_quota_holds_for_each_process),
+    TEST(a_quota_that_overflows_is_refused),
+    TEST(an_inherited_page_counts_for_who_moved_it),
+    TEST(a_page_on_a_device_is_charged_once),
+    TEST(locked_pages_that_end_on_a_device_leave_no_count),
     TEST(a_cpu_fault_brings_its_granule),
     TEST(a_granule_ends_with_its_mapping),
     TEST(to_dev_again_changes_the_granule_and_the_parameter_is_its_default),

@@ -125,6 +125,81 @@ static void shared_memory_stays_and_both_devices_see_it(void) {
   CHECK(!memcmp(back, "seen", 4) && !memcmp(p + k_page, "seen", 4));
 }
 
+static void all_say(unsigned long call, void* at, uint32_t flags, uint8_t want) {
+  uint8_t status[4] = {0};
+  CHECK(ranged(fd, call, at, 4, flags, status) >= 0);
+  for (int i = 0; i < 4; i++) CHECK_EQ(status[i], want);
+}
+
+/* memfd_secret(): not in the kernel's own mapping of memory. */
+static void secret_memory_stays_secret(void) {
+  const int file = (int)syscall(447, 0);
+  char byte = 'x';
+  if (file < 0) skip("no memfd_secret: %s", strerror(errno));
+  CHECK(ftruncate(file, 4 * k_page) == 0);
+  char* p = mmap(NULL, 4 * k_page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  CHECK(p != MAP_FAILED);
+  memset(p, 7, 4 * k_page);
+  all_say(HMMRT_SHIM_FAULT, p, 0, HMMRT_SHIM_FORBIDDEN);
+  all_say(HMMRT_SHIM_SNAPSHOT, p, 0, HMMRT_SHIM_PAGE_ERROR);
+  all_say(HMMRT_SHIM_TO_DEV, p, 0, HMMRT_SHIM_UNSUPPORTED);
+  CHECK_EQ(device_read(fd, p, &byte, 1), -EFAULT);
+  CHECK_EQ(device_write(fd, p, &byte, 1), -EFAULT);
+  CHECK_EQ(p[0], 7);
+}
+
+static void exclusive_access_says_what_cannot_be_had(void) {
+  needs_exclusive();
+  char* p = mmap(NULL, 4 * k_page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  fill(p, 4, 6);
+  const double since = seconds();
+  all_say(HMMRT_SHIM_EXCLUSIVE, p, 0, HMMRT_SHIM_UNSUPPORTED);
+  CHECK_EQ(device_add(fd, p, 4, HMMRT_SHIM_ACCESS_EXCLUSIVE, 1), -EOPNOTSUPP);
+  CHECK(seconds() < since + 1);
+  CHECK_FILLED(p, 4, 6);
+  p = map_pages(4);
+  fill(p, 4, 6);
+  CHECK(mprotect(p, 4 * k_page, PROT_READ) == 0);
+  all_say(HMMRT_SHIM_EXCLUSIVE, p, 0, HMMRT_SHIM_FORBIDDEN);
+  CHECK(mprotect(p, 4 * k_page, PROT_NONE) == 0);
+  all_say(HMMRT_SHIM_EXCLUSIVE, p, 0, HMMRT_SHIM_FORBIDDEN);
+  CHECK(munmap(p, 4 * k_page) == 0);
+  all_say(HMMRT_SHIM_EXCLUSIVE, p, 0, HMMRT_SHIM_GONE);
+  p = mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  if (p == MAP_FAILED) return;
+  memset(p, 1, k_page);
+  all_say(HMMRT_SHIM_EXCLUSIVE, p, 0, HMMRT_SHIM_UNSUPPORTED);
+  all_say(HMMRT_SHIM_TO_DEV, p, 0, HMMRT_SHIM_UNSUPPORTED);
+  CHECK_EQ(p[0], 1);
+}
+
+/* A device never reads what the process may not, so such memory does not go there; what is there comes home. */
+static void memory_without_rights_is_forbidden(void) {
+  char* p = map_pages(4);
+  fill(p, 4, 7);
+  CHECK_EQ(to_dev(fd, p, 4), 4);
+  CHECK(mprotect(p, 4 * k_page, PROT_NONE) == 0);
+  all_say(HMMRT_SHIM_TO_DEV, p, 0, HMMRT_SHIM_FORBIDDEN);
+  all_say(HMMRT_SHIM_TO_SYS, p, 0, HMMRT_SHIM_DONE);
+  all_say(HMMRT_SHIM_TO_SYS, p, 0, HMMRT_SHIM_FORBIDDEN);
+  CHECK(mprotect(p, 4 * k_page, PROT_WRITE) == 0);
+  all_say(HMMRT_SHIM_TO_DEV, p, 0, HMMRT_SHIM_FORBIDDEN);
+  CHECK(mprotect(p, 4 * k_page, PROT_READ) == 0);
+  CHECK_FILLED(p, 4, 7);
+}
+
+static void no_populate_leaves_a_file_mapping_alone(void) {
+  const int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+  char* p = mmap(NULL, 4 * k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+  CHECK(p != MAP_FAILED);
+  all_say(HMMRT_SHIM_TO_DEV, p, HMMRT_SHIM_RANGE_NO_POPULATE, HMMRT_SHIM_NOT_POPULATED);
+  all_say(HMMRT_SHIM_SNAPSHOT, p, 0, HMMRT_SHIM_PAGE_NONE);
+  p[k_page] = 'x';
+  CHECK_EQ(ranged(fd, HMMRT_SHIM_TO_DEV, p, 4, HMMRT_SHIM_RANGE_NO_POPULATE, NULL), 1);
+  CHECK_EQ(on_device(fd, p, 4), 1);
+  CHECK_EQ(p[k_page], 'x');
+}
+
 /* P2: two files of one device in one process are one mirror. */
 static void two_descriptors_of_one_process_agree(void) {
   const int second = open_bound(node);
@@ -739,6 +814,10 @@ static const struct test tests[] = {
     TEST(parent_and_child_write_one_page_each_sees_its_own),
     TEST(a_page_of_two_processes_moves_under_both),
     TEST(shared_memory_stays_and_both_devices_see_it),
+    TEST(secret_memory_stays_secret),
+    TEST(exclusive_access_says_what_cannot_be_had),
+    TEST(memory_without_rights_is_forbidden),
+    TEST(no_populate_leaves_a_file_mapping_alone),
     TEST(two_descriptors_of_one_process_agree),
     TEST(an_inherited_descriptor_is_refused),
     TEST(a_child_keeps_pages_when_its_parent_exits),

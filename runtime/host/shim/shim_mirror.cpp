@@ -36,6 +36,7 @@ std::unique_ptr<ShimMirror> ShimMirror::make(unsigned devices, Status* status) {
     *status = s;
     return nullptr;
   }
+  mirror->gone_.resize(devices);
   mirror->dealt_with_ = std::vector<std::atomic<std::uint64_t>>(devices);
   for (unsigned i = 0; i < devices; ++i) {
     auto device = shim::ShimDevice::open(i, status);
@@ -100,11 +101,15 @@ void ShimMirror::wait(std::int64_t timeout_ns) {
     dealt_with_[i].store(devices_[i]->taken(), std::memory_order_release);
   }
   std::array<pollfd, k_max_fds> fds{};
-  for (std::size_t i = 0; i < devices_.size(); ++i) fds[i] = {devices_[i]->fd(), POLLIN, 0};
+  // A device that is gone would end every wait at once.
+  for (std::size_t i = 0; i < devices_.size(); ++i) fds[i] = {gone_[i] ? -1 : devices_[i]->fd(), POLLIN, 0};
   pollfd& interrupt = fds[devices_.size()];
   interrupt = {interrupt_, POLLIN, 0};
   const timespec limit{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
   const int ready = ppoll(fds.data(), devices_.size() + 1, timeout_ns < 0 ? nullptr : &limit, nullptr);
+  for (std::size_t i = 0; ready > 0 && i < devices_.size(); ++i) {
+    if ((fds[i].revents & POLLERR) != 0) gone_[i] = true;
+  }
   if (ready > 0 && (interrupt.revents & POLLIN) != 0) {
     std::uint64_t count = 0;
     [[maybe_unused]] const ssize_t n = read(interrupt_, &count, sizeof count);
@@ -263,13 +268,18 @@ PageOutcome ShimMirror::map_remote(std::uintptr_t base, const PageMask& pages) {
   PageOutcome out = ask(*devices_[0], HMMRT_SHIM_FAULT, base, pages, 0);
   out.done |= out.busy;  // an access faults it in again
   out.busy = {};
+  out.forbidden |= out.pinned;  // what no device can map: I/O memory
+  out.pinned = {};
   return out;
 }
 
 std::byte* ShimMirror::remote_address(std::uintptr_t addr) { return static_cast<std::byte*>(pointer(addr)); }
 
 PageOutcome ShimMirror::make_exclusive(std::uintptr_t base, const PageMask& pages) {
-  return ask(*devices_[0], HMMRT_SHIM_EXCLUSIVE, base, pages, 0);
+  PageOutcome out = ask(*devices_[0], HMMRT_SHIM_EXCLUSIVE, base, pages, 0);
+  out.forbidden |= out.pinned;  // what the kernel gives to no one alone: shared memory, files
+  out.pinned = {};
+  return out;
 }
 
 std::uint64_t ShimMirror::metadata_bytes() const { return sizeof(*this); }

@@ -79,6 +79,7 @@ class ShimMirror final : public HostMirror {
   std::vector<std::unique_ptr<shim::ShimDevice>> devices_;
   ProcMaps maps_;
   int interrupt_;                                       // eventfd
+  std::vector<bool> gone_;                              // by device: seen to have ended. Event thread
   std::vector<std::atomic<std::uint64_t>> dealt_with_;  // by device: events fetched before the current round
 };
 
