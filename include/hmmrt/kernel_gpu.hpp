@@ -77,9 +77,20 @@ HMMRT_KERNEL T atomic_compare_exchange(T* p, T expected, T desired, bool system)
   return bit_copy<T>(e);
 }
 
+template <class T>
+HMMRT_KERNEL T plain_atomic_load(T* at) {
+#if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
+  return *static_cast<volatile T*>(at);
+#else
+  T v;
+  __atomic_load(at, &v, __ATOMIC_ACQUIRE);
+  return v;
+#endif
+}
+
 template <class T, class Op>
 HMMRT_KERNEL T atomic_update(T* p, Op op, bool system) {
-  for (T seen = *static_cast<volatile T*>(translated(p));;) {
+  for (T seen = plain_atomic_load(translated(p));;) {
     const T before = atomic_compare_exchange(p, seen, op(seen), system);
     using B = typename bits_of<sizeof(T)>::type;
     if (bit_copy<B>(before) == bit_copy<B>(seen)) return before;  // as bits: NaN equals itself
@@ -93,11 +104,15 @@ struct op_set {
 };
 template <class T>
 HMMRT_KERNEL T atomic_load(T* p, bool) {
-  return *static_cast<volatile T*>(translated(p));
+  return plain_atomic_load(translated(p));
 }
 template <class T>
 HMMRT_KERNEL void atomic_store(T* p, T v, bool) {
+#if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
   *static_cast<volatile T*>(translated(p)) = v;
+#else
+  __atomic_store(translated(p), &v, __ATOMIC_RELEASE);
+#endif
 }
 template <class T>
 HMMRT_KERNEL T atomic_exchange(T* p, T v, bool system) {

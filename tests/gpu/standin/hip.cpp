@@ -78,6 +78,11 @@ std::shared_mutex g_lock;
 std::map<std::uintptr_t, Piece> g_memory;  // device memory, and pinned host memory
 std::map<int, std::uint64_t> g_used;
 
+void forget(std::map<std::uintptr_t, Piece>::iterator it) {
+  g_memory.erase(it);
+  hmmrt_standin_changes.fetch_add(1, std::memory_order_release);
+}
+
 // Pins pages as a driver does: a long-term reference, which userfaultfd and migration then meet. io_uring takes such.
 int pin(void* at, std::size_t bytes) {
   io_uring_params params{};
@@ -182,6 +187,8 @@ bool live(hipStream_t stream) {
 
 extern "C" {
 
+std::atomic<std::uint64_t> hmmrt_standin_changes{0};
+
 hipError_t hipGetDeviceCount(int* count) {
   *count = 0;
   MAY_FAIL(hipErrorNoDevice);
@@ -265,7 +272,7 @@ hipError_t hipFree(void* memory) {
   if (it == g_memory.end() || it->second.device < 0) return keep(hipErrorInvalidValue);
   g_used[it->second.device] -= it->second.bytes;
   munmap(memory, it->second.bytes);
-  g_memory.erase(it);
+  forget(it);
   return hipSuccess;
 }
 hipError_t hipHostMalloc(void** out, size_t bytes, unsigned) {
@@ -282,7 +289,7 @@ hipError_t hipHostFree(void* memory) {
   const auto it = g_memory.find(reinterpret_cast<std::uintptr_t>(memory));
   if (it == g_memory.end()) return keep(hipErrorInvalidValue);
   munmap(memory, it->second.bytes);
-  g_memory.erase(it);
+  forget(it);
   return hipSuccess;
 }
 hipError_t hipHostRegister(void* memory, size_t bytes, unsigned) {
@@ -309,7 +316,7 @@ hipError_t hipHostUnregister(void* memory) {
     const auto it = g_memory.find(reinterpret_cast<std::uintptr_t>(memory));
     if (it == g_memory.end() || it->second.device >= 0) return keep(hipErrorHostMemoryNotRegistered);
     ring = it->second.ring;
-    g_memory.erase(it);
+    forget(it);
   }
   if (ring >= 0) {
     syscall(SYS_io_uring_register, ring, IORING_UNREGISTER_BUFFERS, nullptr, 0);

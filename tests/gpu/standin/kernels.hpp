@@ -17,7 +17,11 @@
 namespace hmmrt::detail {
 
 inline void standin_check(std::uintptr_t addr) {
-  std::uintptr_t begin = 0, end = 0;
+  thread_local std::uintptr_t begin = 0, end = 0;
+  thread_local std::uint64_t changes = 0;
+  const std::uint64_t now = hmmrt_standin_changes.load(std::memory_order_acquire);
+  if (now == changes && addr >= begin && addr < end) return;
+  changes = now;
   if (hmmrt_standin_reachable(addr, &begin, &end)) return;
   std::fprintf(stderr, "stand-in GPU: memory access fault at %#zx: neither its own memory nor pinned\n", addr);
   std::abort();

@@ -2,6 +2,7 @@
 // Between the stand-in for HIP and kernels that are compiled for it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -10,4 +11,6 @@ struct StandinLaunch {
   std::size_t bytes;
 };
 
+// Counts what changes the answer of hmmrt_standin_reachable().
+extern "C" std::atomic<std::uint64_t> hmmrt_standin_changes;
 extern "C" bool hmmrt_standin_reachable(std::uintptr_t at, std::uintptr_t* begin, std::uintptr_t* end);
