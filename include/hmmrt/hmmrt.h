@@ -381,7 +381,7 @@ typedef struct hmmrt_kernel {
   /* Since 0.2. Starts the kernel on a real GPU: on `native_stream` (a hipStream_t or cudaStream_t), with managed memory
    * `offset` bytes from where it is for the CPU; returns the vendor's error code. Null: `run` only. */
   int (*run_gpu)(const void* functor, const hmmrt_grid_t* grid, ptrdiff_t offset, void* native_stream);
-  const hmmrt_extent_t* extents; /* what it may touch; copied. None: what hmmrt_stream_attach says */
+  const hmmrt_extent_t* extents; /* what it may touch, at most 4096; copied. None: what hmmrt_stream_attach says */
   size_t extent_count;
 } hmmrt_kernel_t;
 /* Enqueues the kernel and returns; `kernel` and its functor are copied. What the application did to its mappings before

@@ -13,6 +13,7 @@ using namespace hmmrt;  // NOLINT(google-build-using-namespace): the C ABI is ou
 namespace {
 
 constexpr std::size_t k_largest_functor = 4096;
+constexpr std::size_t k_most_extents = 4096;
 
 // The device calls run(functor, grid, ...) with its own Grid: the same three words, by the same pointer.
 static_assert(sizeof(hmmrt_grid_t) == sizeof(Grid) && offsetof(hmmrt_grid_t, x) == offsetof(Grid, x) &&
@@ -46,6 +47,10 @@ Status check_kernel(const hmmrt_kernel_t& k, const hmmrt_grid_t& grid) {
 // The kernel's extents as whole pages.
 Status declared_extents(const hmmrt_kernel_t& k, Context& c, std::vector<Extent>* out) {
   if (k.extent_count == 0) return {};
+  if (k.extent_count > k_most_extents) {
+    return fail(HMMRT_ERROR_INVALID_VALUE, "hmmrt_launch: kernel '%.63s' has %zu extents; at most %zu are taken",
+                k.name, k.extent_count, k_most_extents);
+  }
   if (k.extents == nullptr) return null_argument("hmmrt_launch", "kernel->extents");
   for (std::size_t i = 0; i < k.extent_count; ++i) {
     Extent pages;

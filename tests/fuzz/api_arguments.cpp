@@ -248,6 +248,7 @@ void Fuzzer::object_step() {
       break;
     case 3:
       JUDGE(hmmrt_stream_query(stream()));
+      JUDGE(hmmrt_stream_attach(stream(), below(8) == 0 ? nullptr : address(), below(8) == 0 ? 0 : size()));
       break;
     case 4:
       JUDGE(hmmrt_stream_wait_event(stream(), event()));
@@ -287,6 +288,11 @@ void Fuzzer::object_step() {
       k->run = below(20) == 0 ? nullptr : &do_nothing;
       k->functor = below(4) == 0 ? nullptr : foreign_;
       k->functor_bytes = below(3) == 0 ? size() : below(4097);
+      k->run_gpu = nullptr;
+      hmmrt_extent_t extents[3];
+      for (hmmrt_extent_t& e : extents) e = {address(), size()};
+      k->extents = below(8) == 0 ? nullptr : extents;
+      k->extent_count = below(4) == 0 ? any() | 1 << 20 : below(4);
       const std::uint64_t x = below(4) == 0 ? any() : below(3000);
       JUDGE(hmmrt_launch(stream(), k, x > 3000 ? hmmrt_grid_t{x, any(), any() | 1} : hmmrt_grid_t{x, below(3), 1}));
       break;

@@ -115,7 +115,7 @@ TEST(ApiOptions, the_environment_sets_options_and_leaves_others_alone) {
   ASSERT_TRUE(set_from_environment(s, good).ok()) << failure_detail();
   EXPECT_EQ(s.policy, "uvm");
   EXPECT_EQ(s.devices, 2u);
-  const char* typo[] = {"HMMRT_DEVICE=2", nullptr};
+  const char* typo[] = {"HMMRT_DEVISES=2", nullptr};
   EXPECT_EQ(set_from_environment(s, typo).code(), HMMRT_ERROR_INVALID_OPTION);
   EXPECT_TRUE(says("HMMRT_DEVICES")) << failure_detail();
   const char* range[] = {"HMMRT_DEVICES=100", nullptr};
