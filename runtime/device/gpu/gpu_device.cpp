@@ -266,16 +266,12 @@ void GpuDevice::map(std::uintptr_t base, std::span<const MapSpan> spans) {
       less = refused.any();  // the caller takes them for mapped
       const PageMask mapped = pages - refused;
       const std::lock_guard table(table_);
-      less = less || (span.rights == Rights::read && remote.mapped.write.intersects(mapped));
-      remote.mapped.read = span.rights == Rights::read ? remote.mapped.read | mapped : remote.mapped.read - mapped;
-      remote.mapped.write = span.rights == Rights::read ? remote.mapped.write - mapped : remote.mapped.write | mapped;
+      less = give(remote.mapped, mapped, span.rights) || less;
     } else if (span.target == Target::frames) {
       const std::lock_guard table(table_);
       Mapped* mapped = local(base);
       if (mapped == nullptr) continue;
-      less = span.rights == Rights::read && mapped->write.intersects(pages);
-      mapped->read = span.rights == Rights::read ? mapped->read | pages : mapped->read - pages;
-      mapped->write = span.rights == Rights::read ? mapped->write - pages : mapped->write | pages;
+      less = give(*mapped, pages, span.rights);
     }
     if (less) unmaps_.fetch_add(1, std::memory_order_acq_rel);
   }
@@ -285,7 +281,7 @@ PageMask GpuDevice::unmap(std::uintptr_t base, const PageMask& pages) {
   PageMask written;
   {
     const std::lock_guard guard(table_);
-    if (Mapped* mapped = local(base); mapped != nullptr) written = take(*mapped, pages) & pages;
+    if (Mapped* mapped = local(base); mapped != nullptr) written = take(*mapped, pages);
     unmaps_.fetch_add(1, std::memory_order_acq_rel);
   }
   PageMask unpinned;
@@ -297,6 +293,12 @@ PageMask GpuDevice::unmap(std::uintptr_t base, const PageMask& pages) {
     if (other != this) (void)other->unmap_remote(base, unpinned, {}, &theirs);
   }
   return written;
+}
+
+bool GpuDevice::give(Mapped& mapped, const PageMask& pages, Rights rights) {
+  const PageMask written = take(mapped, pages);
+  (rights == Rights::read ? mapped.read : mapped.write) |= pages;
+  return rights == Rights::read && written.any();
 }
 
 PageMask GpuDevice::take(Mapped& mapped, const PageMask& pages) {

@@ -107,6 +107,8 @@ class GpuDevice final : public hmmrt::Device {
   bool holds(const ReadyPages& ready);
   bool pin(Remote& remote, std::uintptr_t base, unsigned first, unsigned count, std::byte* host);
   void unpin_stale(std::uint64_t ended);
+  // Maps pages with exactly these rights; true: some of them had more. take(): unmaps; returns what was writable.
+  static bool give(Mapped& mapped, const PageMask& pages, Rights rights);
   static PageMask take(Mapped& mapped, const PageMask& pages);
   PageMask unmap_remote(std::uintptr_t base, const PageMask& pages, const PageMask& asked, PageMask* unpinned);
   bool finish_kernels(std::uint64_t timeout_ns);
