@@ -174,7 +174,7 @@ HMMRT_API hmmrt_result_t hmmrt_context_synchronize(hmmrt_context_t context);
 typedef struct hmmrt_context_info {
   size_t size;
   char policy[32];
-  char host_mirror[32]; /* "uffd", "shim" */
+  char host_mirror[32]; /* "uffd", "shim", "kfd" */
   char host_path[160];  /* uffd: "move", or "fallback: why" */
   char host_note[512];  /* what is missing on this machine and what it costs; "" when nothing */
   uint32_t device_count;
@@ -472,6 +472,12 @@ typedef struct hmmrt_stats {
   /* Per context only. One sample a block of a batch: from its first fault until the block was served (CPU: all of it).
    * batch_size: faults in a device batch, not ns. */
   hmmrt_latency_t cpu_fault_latency, device_fault_latency, batch_size;
+
+  /* Where a driver moves pages by itself (host mirror "kfd"); per context only. Attributes of memory that it was asked to
+   * change; of these, what it refused; what the policy wanted beyond the limit of changes a second, and did not get. What
+   * it reported of faults and moves; reports that must have been lost (it drops them silently: 0 proves nothing). */
+  uint64_t attribute_changes, attribute_changes_refused, attribute_changes_limited;
+  uint64_t driver_reports, driver_reports_lost;
 } hmmrt_stats_t;
 
 /* Statistics of the whole context. Waits for the event thread's current round, so that faults of threads that have gone

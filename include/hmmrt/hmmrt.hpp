@@ -568,6 +568,16 @@ inline void print_stats(std::ostream& out, const hmmrt_stats_t& s, const char* t
   if (s.hints != 0) {
     stats_line(out, "hints", listing().add(s.hints, "given").add(s.hints_without_effect, "without effect").text());
   }
+  if ((s.attribute_changes | s.attribute_changes_limited | s.driver_reports) != 0) {
+    stats_line(out, "driver",
+               listing()
+                   .add(s.driver_reports, "reports")
+                   .add(s.driver_reports_lost, "lost")
+                   .add(s.attribute_changes, "attribute changes")
+                   .add(s.attribute_changes_refused, "refused")
+                   .add(s.attribute_changes_limited, "too many")
+                   .text());
+  }
   if (s.device_fault_latency.count != 0) stats_line(out, "device fault", detail::latency(s.device_fault_latency));
   if (s.cpu_fault_latency.count != 0) stats_line(out, "CPU fault", detail::latency(s.cpu_fault_latency));
   stats_line(out, "memory",

@@ -297,7 +297,8 @@ hmmrt_result_t hmmrt_advise(hmmrt_context_t context, const void* ptr, size_t byt
       changed = advise(c->house(), pages.addr, pages.bytes, advice, p);
     }
     // Advice that this platform cannot act on is no better than advice that changes nothing.
-    const bool possible = advice != HMMRT_ADVISE_SET_READ_MOSTLY || c->host().info().write_protect;
+    const bool known = c->host().advised(pages.addr, pages.bytes, advice, p);
+    const bool possible = known && (advice != HMMRT_ADVISE_SET_READ_MOSTLY || c->host().info().write_protect);
     c->count_hint(changed && possible, "advice", pages.addr, pages.bytes);
     return {};
   });

@@ -46,6 +46,9 @@ void fill(const Counters& from, hmmrt_stats_t* to) {
   HMMRT_COPY(retries);
   HMMRT_COPY(hints);
   HMMRT_COPY(hints_without_effect);
+  HMMRT_COPY(attribute_changes);
+  HMMRT_COPY(attribute_changes_refused);
+  HMMRT_COPY(attribute_changes_limited);
 #undef HMMRT_COPY
   for (unsigned i = 0; i < k_causes; ++i) {
     const auto cause = static_cast<Cause>(i);
@@ -78,6 +81,7 @@ hmmrt_result_t hmmrt_stats_context(hmmrt_context_t context, hmmrt_stats_t* stats
     }
     out.bytes_managed = c->space().managed_bytes();
     out.bytes_metadata = c->metadata_bytes();
+    c->driver_reports(&out.driver_reports, &out.driver_reports_lost);
     const FaultLatencies& l = c->service().latencies();
     out.cpu_fault_latency = latency(l.cpu_fault_ns);
     out.device_fault_latency = latency(l.device_fault_ns);

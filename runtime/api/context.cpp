@@ -13,6 +13,7 @@
 #include "api/log.hpp"
 #include "device/gpu_modules.hpp"
 #include "device/soft/soft_device.hpp"
+#include "host/kfd/kfd_mirror.hpp"
 #include "host/shim/shim_mirror.hpp"
 #include "host/uffd/uffd_mirror.hpp"
 #include "migrate/coherence.hpp"
@@ -65,7 +66,12 @@ SoftDeviceConfig device_config(const Settings& s, unsigned index, const std::sha
 
 // The vendor's numbers of the GPUs that option device names; none for the software GPU. Sets option devices to as many.
 Status parse_devices(Settings& s, std::vector<unsigned>* gpus) {
-  if (s.device == "soft") return {};
+  if (s.device == "soft") {
+    if (s.host_mirror != "kfd") return {};
+    return fail(HMMRT_ERROR_INVALID_OPTION,
+                "option host_mirror is kfd, which serves AMD GPUs only; for software GPUs leave it auto, or give "
+                "option device=gpu");
+  }
   for (std::size_t at = 0; at <= s.device.size();) {
     const std::size_t comma = std::min(s.device.find(',', at), s.device.size());
     const std::string name = s.device.substr(at, comma - at);
@@ -136,37 +142,83 @@ Status Context::create(Settings settings, std::unique_ptr<Context>* out) {
     return fail(HMMRT_ERROR_INVALID_OPTION, "there is no policy '%s'; there are %s", settings.policy.c_str(),
                 policy_names());
   }
-  Status status;
-  std::unique_ptr<HostMirror> host;
-  ShimMirror* shim = nullptr;
-  if (settings.host_mirror == "shim") {
-    std::unique_ptr<ShimMirror> made = ShimMirror::make(static_cast<unsigned>(settings.devices), &status);
-    shim = made.get();
-    host = std::move(made);
-  } else {
-    UffdConfig config;
-    config.force_fallback = settings.host_path == "fallback";
-    config.user_mode_only = settings.user_mode_faults;
-    host = make_uffd_mirror(config, &status);
-  }
-  if (host == nullptr) return status;
-  if (settings.host_path == "move" && !moves(host->info())) {
-    return fail(HMMRT_ERROR_NOT_SUPPORTED, "option host_path is move, but here it is %s", host->info().path.c_str());
-  }
-  std::unique_ptr<Context> context(new Context(std::move(settings), std::move(host), std::move(policy)));
-  context->shim_ = shim;
+  std::unique_ptr<Context> context(new Context(std::move(settings), std::move(policy)));
+  if (const Status s = context->make_host(gpus); !s.ok()) return s;
   if (const Status s = context->build(gpus); !s.ok()) return s;
   context->say_what_is_missing();
   *out = std::move(context);
   return {};
 }
 
-Context::Context(Settings settings, std::unique_ptr<HostMirror> host, std::unique_ptr<Policy> policy)
+Context::Context(Settings settings, std::unique_ptr<Policy> policy)
     : HandleObject(k_kind),
       settings_(std::move(settings)),
       log_(static_cast<std::uint32_t>(settings_.trace_entries)),
-      host_(std::move(host)),
       policy_(std::move(policy)) {}
+
+Status Context::make_host(const std::vector<unsigned>& gpus) {
+  Status status;
+  const std::string& wanted = settings_.host_mirror;
+  if (wanted == "shim") {
+    std::unique_ptr<ShimMirror> made = ShimMirror::make(static_cast<unsigned>(settings_.devices), &status);
+    shim_ = made.get();
+    host_ = std::move(made);
+    return host_ != nullptr ? Status{} : status;
+  }
+  if (wanted == "kfd" || (wanted == "auto" && !gpus.empty())) {
+    host_ = make_kfd(gpus, &status);
+    if (host_ != nullptr) return {};
+    if (wanted == "kfd") return status;
+    log::info(std::string("pages come to the GPU at launch, since its driver does not move them: ") + failure_detail());
+  }
+  UffdConfig config;
+  config.force_fallback = settings_.host_path == "fallback";
+  config.user_mode_only = settings_.user_mode_faults;
+  host_ = make_uffd_mirror(config, &status);
+  if (host_ == nullptr) return status;
+  if (settings_.host_path == "move" && !moves(host_->info())) {
+    return fail(HMMRT_ERROR_NOT_SUPPORTED, "option host_path is move, but here it is %s", host_->info().path.c_str());
+  }
+  return {};
+}
+
+std::unique_ptr<HostMirror> Context::make_kfd(const std::vector<unsigned>& gpus, Status* status) {
+  KfdConfig config;
+  for (const unsigned gpu : gpus) {
+    KfdConfig::Pci pci{};
+    if (*status = gpu_pci(gpu, &pci.domain, &pci.location); !status->ok()) return nullptr;
+    config.gpus.push_back(pci);
+  }
+  config.xnack = settings_.xnack == "on" ? Xnack::on : settings_.xnack == "off" ? Xnack::off : Xnack::as_it_is;
+  config.on_reports = [this] { doorbell_.ring(); };
+  config.on_change = [this](const kfd::AttributeChange& change) { note_attribute(change); };
+  std::unique_ptr<KfdMirror> made = KfdMirror::make(config, status);
+  kfd_ = made.get();
+  return made;
+}
+
+// Thread: any.
+void Context::note_attribute(const kfd::AttributeChange& c) {
+  if (c.outcome != kfd::Outcome::limited) counters_.add(Count::attribute_changes);
+  if (c.outcome == kfd::Outcome::refused) counters_.add(Count::attribute_changes_refused);
+  if (c.outcome == kfd::Outcome::limited) counters_.add(Count::attribute_changes_limited);
+  log_.record({.time_ns = now_ns(),
+               .base = c.addr,
+               .a = static_cast<std::uint64_t>(c.attribute.type),
+               .b = c.attribute.value,
+               .c = static_cast<std::uint64_t>(c.outcome),
+               .pages = static_cast<std::uint32_t>(std::min<std::size_t>(c.bytes >> k_page_shift, ~0u)),
+               .kind = EventKind::attribute,
+               .detail = static_cast<std::uint8_t>(c.wish)});
+  if (!log::debug_on()) return;
+  char text[256];
+  std::snprintf(text, sizeof text, "attribute %s of [%#zx, +%zu): %#x, for %s: %s",
+                kfd::attribute_name(c.attribute.type), c.addr, c.bytes, c.attribute.value, wish_name(c.wish),
+                c.outcome == kfd::Outcome::done      ? "done"
+                : c.outcome == kfd::Outcome::limited ? "not asked, too many"
+                                                     : kfd::Hsakmt::status_text(c.status));
+  log::debug(text);
+}
 
 std::unique_ptr<Device> Context::make_device(unsigned index, const std::vector<unsigned>& gpus,
                                              const std::shared_ptr<SoftPeers>& peers, Status* status) {
@@ -177,6 +229,12 @@ std::unique_ptr<Device> Context::make_device(unsigned index, const std::vector<u
     config.index = index;
     config.memory_bytes = settings_.device_memory;
     config.remote_mapping = settings_.remote_mapping;
+    if (kfd_ != nullptr) {
+      config.let_go = {[](void* host, std::uintptr_t base, const PageMask& pages) {
+                         static_cast<HostMirror*>(host)->let_go(base, pages);
+                       },
+                       host_.get()};
+    }
     return make_gpu_device(
         config, [](const char* text) { log::warn_once(text); }, status);
   }
@@ -229,7 +287,7 @@ void Context::say_what_is_missing() const {
       log::warn_once(info.note);
     }
   }
-  if (shim_ == nullptr && !moves(info)) {
+  if (info.name == "uffd" && !moves(info)) {
     const std::string text = "pages leave the CPU by copying, about a quarter as fast as by moving: " + info.path;
     if (settings_.host_path == "fallback") {
       log::info(text);
@@ -650,7 +708,19 @@ std::uint64_t Context::overflows(unsigned index) {
   return devices_[index]->fault_overflows() - baseline_[index].overflows.load(std::memory_order_relaxed);
 }
 
+void Context::driver_reports(std::uint64_t* read, std::uint64_t* lost) {
+  if (kfd_ == nullptr) return;
+  const kfd::SmiStats s = kfd_->reports();
+  *read = s.events - reports_before_.load(std::memory_order_relaxed);
+  *lost = s.damaged + s.unpaired + s.overflowed - lost_before_.load(std::memory_order_relaxed);
+}
+
 void Context::reset_stats() {
+  if (kfd_ != nullptr) {
+    const kfd::SmiStats s = kfd_->reports();
+    reports_before_.store(s.events, std::memory_order_relaxed);
+    lost_before_.store(s.damaged + s.unpaired + s.overflowed, std::memory_order_relaxed);
+  }
   counters_.reset();
   for (const auto& c : device_counters_) c->reset();
   for_each_range([](Range& range) { range.counters.reset(); });

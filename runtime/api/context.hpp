@@ -29,8 +29,13 @@
 
 namespace hmmrt {
 
+class KfdMirror;
 class ShimMirror;
 class SoftPeers;
+
+namespace kfd {
+struct AttributeChange;
+}
 
 class Context final : public HandleObject, private HeapBackend {
  public:
@@ -114,6 +119,8 @@ class Context final : public HandleObject, private HeapBackend {
   std::uint64_t metadata_bytes();
   std::uint64_t remote_accesses(unsigned index);
   std::uint64_t overflows(unsigned index);
+  // What a driver that moves pages by itself has reported, and what must have been lost of it.
+  void driver_reports(std::uint64_t* read, std::uint64_t* lost);
   void reset_stats();
 
   // --- fork and exit ----------------------------------------------------------------------------------------------
@@ -122,7 +129,10 @@ class Context final : public HandleObject, private HeapBackend {
   void write_trace();
 
  private:
-  Context(Settings settings, std::unique_ptr<HostMirror> host, std::unique_ptr<Policy> policy);
+  Context(Settings settings, std::unique_ptr<Policy> policy);
+  Status make_host(const std::vector<unsigned>& gpus);
+  std::unique_ptr<HostMirror> make_kfd(const std::vector<unsigned>& gpus, Status* status);
+  void note_attribute(const kfd::AttributeChange& change);
   Status build(const std::vector<unsigned>& gpus);
   std::unique_ptr<Device> make_device(unsigned index, const std::vector<unsigned>& gpus,
                                       const std::shared_ptr<SoftPeers>& peers, Status* status);
@@ -143,6 +153,7 @@ class Context final : public HandleObject, private HeapBackend {
   Counters counters_;
   std::unique_ptr<HostMirror> host_;
   ShimMirror* shim_ = nullptr;  // host_, if it is one
+  KfdMirror* kfd_ = nullptr;    // likewise
   std::unique_ptr<Policy> policy_;
   AddressSpace space_;
   Doorbell doorbell_;
@@ -177,6 +188,7 @@ class Context final : public HandleObject, private HeapBackend {
     std::atomic<std::uint64_t> remote{0}, overflows{0};
   };
   std::array<Baseline, k_max_devices> baseline_{};
+  std::atomic<std::uint64_t> reports_before_{0}, lost_before_{0};
 
  public:
   // Called by pin(): from now on frees look for pinned pages.

@@ -44,6 +44,7 @@ void warn(const std::string& text) { sayings().logger->warn("{}", text); }
 void info(const std::string& text) { sayings().logger->info("{}", text); }
 void debug(const std::string& text) { sayings().logger->debug("{}", text); }
 bool info_on() { return sayings().logger->should_log(spdlog::level::info); }
+bool debug_on() { return sayings().logger->should_log(spdlog::level::debug); }
 
 void warn_once(const std::string& text) {
   Sayings& s = sayings();

@@ -14,6 +14,7 @@ void warn(const std::string& text);
 void info(const std::string& text);
 void debug(const std::string& text);
 bool info_on();
+bool debug_on();
 // Says a text at most once in the process.
 void warn_once(const std::string& text);
 

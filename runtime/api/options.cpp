@@ -65,12 +65,16 @@ constexpr std::array k_table = {
     Option{"pipeline_threads", "HMMRT_PIPELINE_THREADS", T::integer, "0", 0, 256, nullptr, &S::pipeline_threads,
            "Threads that may work in a migration pipeline, its caller included. 0: one per core."},
     Option{
-        "host_mirror", "HMMRT_HOST_MIRROR", T::choice, "auto", 0, 0, "auto|uffd|shim", &S::host_mirror,
+        "host_mirror", "HMMRT_HOST_MIRROR", T::choice, "auto", 0, 0, "auto|uffd|shim|kfd", &S::host_mirror,
         "Who watches the CPU's side: uffd is userfaultfd; shim the kernel module hmmrt_shim, under which any pointer "
-        "can be used. auto takes uffd, which is faster for a software GPU."},
+        "can be used; kfd AMD's kernel driver with SVM, which moves pages by itself. auto takes kfd for AMD GPUs that "
+        "have it, and else uffd."},
     Option{"host_path", "HMMRT_HOST_PATH", T::choice, "auto", 0, 0, "auto|move|fallback", &S::host_path,
            "How pages leave the CPU: auto takes UFFDIO_MOVE (Linux 6.8) where it works; move insists on it; fallback "
            "write-protects, copies and drops."},
+    Option{"xnack", "HMMRT_XNACK", T::choice, "auto", 0, 0, "auto|on|off", &S::xnack,
+           "Retryable faults of AMD GPUs, for host mirror kfd: on and off insist; auto leaves the process as it is "
+           "(HSA_XNACK)."},
     Option{"user_mode_faults", "HMMRT_USER_MODE_FAULTS", T::boolean, "off", 0, 0, nullptr, &S::user_mode_faults,
            "Behave as without privilege: system calls given device-resident memory fail with EFAULT."},
     Option{"arena_bytes", "HMMRT_ARENA_BYTES", T::bytes, "256M", k_block_size, 4 * k_tib, nullptr, &S::arena_bytes,

@@ -36,6 +36,7 @@ struct Settings {
   std::uint64_t pipeline_threads = 0;  // 0: one per core
   std::string host_mirror;
   std::string host_path;
+  std::string xnack;
   bool user_mode_faults = false;
   std::uint64_t arena_bytes = 0;
   bool link = false;

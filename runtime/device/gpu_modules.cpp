@@ -71,7 +71,10 @@ unsigned gpu_count() {
   return m != nullptr ? static_cast<unsigned>(m->count) : 0;
 }
 
-std::unique_ptr<Device> make_gpu_device(const gpu::DeviceConfig& config, void (*warn)(const char*), Status* status) {
+namespace {
+
+// The module of GPU `ordinal`.
+const gpu::Module* module_of(unsigned ordinal, Status* status) {
   const GpuModule* m = first_with_gpus();
   if (m == nullptr) {
     std::string why;
@@ -79,13 +82,29 @@ std::unique_ptr<Device> make_gpu_device(const gpu::DeviceConfig& config, void (*
     *status = fail(HMMRT_ERROR_NOT_SUPPORTED, "no GPU can be used: %s", why.c_str());
     return nullptr;
   }
-  if (config.ordinal >= static_cast<unsigned>(m->count)) {
-    *status = fail(HMMRT_ERROR_INVALID_DEVICE, "there is no GPU %u: %s finds %d, counted from 0", config.ordinal,
+  if (ordinal >= static_cast<unsigned>(m->count)) {
+    *status = fail(HMMRT_ERROR_INVALID_DEVICE, "there is no GPU %u: %s finds %d, counted from 0", ordinal,
                    m->module->vendor, m->count);
     return nullptr;
   }
+  return m->module;
+}
+
+}  // namespace
+
+Status gpu_pci(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location) {
+  Status status;
+  const gpu::Module* module = module_of(ordinal, &status);
+  if (module == nullptr) return status;
+  if (module->pci(ordinal, domain, location)) return {};
+  return fail(HMMRT_ERROR_SYSTEM, "%s does not say where GPU %u is", module->vendor, ordinal);
+}
+
+std::unique_ptr<Device> make_gpu_device(const gpu::DeviceConfig& config, void (*warn)(const char*), Status* status) {
+  const gpu::Module* module = module_of(config.ordinal, status);
+  if (module == nullptr) return nullptr;
   const gpu::Services services{[](hmmrt_result_t code, const char* text) { return fail(code, "%s", text); }, warn};
-  std::unique_ptr<Device> device = m->module->make(config, services);
+  std::unique_ptr<Device> device = module->make(config, services);
   *status = device != nullptr ? Status{} : Status{HMMRT_ERROR_SYSTEM};
   return device;
 }

@@ -298,6 +298,17 @@ void FaultService::end_pin(std::uintptr_t base, const PageMask& pages) {
       if (const DevicePart* part = block->part(p); part != nullptr) remote |= part->remote - part->exclusive;
     }
     take_away(house_, *block, remote & block->held);
+    // A driver's mapping in place stays, and makes no fault: so they are sent there, to see.
+    for (Processor p = 1; house_.host.info().driven && p <= house_.device_count; ++p) {
+      if (block->part(p) == nullptr) continue;
+      PageMask sent;
+      (remote & block->held & block->on_cpu).for_each_run([&](unsigned first, unsigned count) {
+        const std::uintptr_t at = base + first * k_page_size;
+        if (house_.host.send(at, count * k_page_size, p, Wish::trial)) sent |= PageMask::range(first, count);
+      });
+      if (sent.any()) steer(*block, p, sent, {}, Cause::prefetch_heuristic, true);
+      break;
+    }
     house_.tally(*block, k_cpu, base).add(Count::unpins);
     block->held = PageMask{};
   }
@@ -314,6 +325,7 @@ std::uint64_t FaultService::next_due_ns() const {
 bool FaultService::step_device() {
   const std::lock_guard guard(device_step_);
   bool did = serve_remaps();
+  did |= serve_records();
   for (Processor p = 1; p <= house_.device_count; ++p) {
     did |= serve_device(p);
     did |= serve_access_counts(p);

@@ -74,8 +74,9 @@ void FaultService::fence() {
   }
 }
 
-void FaultService::wait_counted() const {
+void FaultService::wait_counted() {
   house_.host.catch_up();
+  if (house_.host.info().driven) wait_records();
   const std::uint32_t seen = serving_.load(std::memory_order_acquire);
   if (seen % 2 == 0) return;
   while (serving_.load(std::memory_order_acquire) == seen) park(serving_, seen, 100'000);

@@ -19,6 +19,7 @@
 #include "fault/fault_batch.hpp"
 #include "migrate/house.hpp"
 #include "migrate/pipeline.hpp"
+#include "policy/stream_ahead.hpp"
 #include "trace/histogram.hpp"
 
 namespace hmmrt {
@@ -52,7 +53,7 @@ class FaultService {
   void fence();
 
   // On return, what threads that ran before the call had faulted on is counted: a thread is let go before its fault is.
-  void wait_counted() const;
+  void wait_counted();
 
   // Compares the rights of the CPU's mappings with what devices were given, and takes away what is too much.
   void refresh_rights(std::uintptr_t addr, std::size_t bytes);
@@ -107,6 +108,13 @@ class FaultService {
   bool serve_device(Processor p);
   bool serve_access_counts(Processor p);
   bool serve_later();
+  // driver_records.cpp
+  bool serve_records();
+  void wait_records();
+  void follow_move(const DriverRecord& record);
+  void run_ahead(Processor p, std::uintptr_t base);
+  void tie_home(Block& block, Processor device, const PageMask& pages, Wish wish);
+  void steer(Block& block, Processor to, const PageMask& pages, const PageMask& remote, Cause cause, bool happened);
   bool serve_remaps();
   // The oldest remap has been followed, and its blocks are still claimed: forgets it, and tells the blocks of what came late.
   // remaps_lock_ held.
@@ -142,6 +150,11 @@ class FaultService {
   std::vector<Later> later_;
   std::array<std::uint64_t, k_max_devices> overflows_seen_{};
   std::array<std::atomic<std::uint32_t>, k_max_devices> full_rounds_{};  // touched by parallel stages; a rough count
+
+  std::array<DriverRecord, 16> driver_faults_{};  // the latest, whatever became of them
+  std::size_t next_driver_fault_ = 0;
+  std::array<StreamAhead, k_max_devices> ahead_{};
+  std::atomic<std::uint64_t> record_rounds_{0};
 
   // Event thread.
   Pipeline host_pipeline_;

@@ -50,6 +50,8 @@ struct Transfer {
   std::uintptr_t base = 0;
   Direction direction = Direction::to_device;
   bool duplicate = false;  // to_device: the CPU keeps reading. to_host: deliver read-only, the device keeps reading.
+  Cause cause = Cause::fault;
+  bool happened = false;  // the driver has moved the pages already: only the books are to follow (`driven` mirrors)
   Device* device = nullptr;
   const Frame* frames = nullptr;  // 512 entries, valid for outcome.done pages before copy()
   PageMask pages;                 // asked for
@@ -73,6 +75,46 @@ struct HostEvent {
   std::uint32_t thread = 0;  // fault: faulting thread id, or 0 when the kernel does not say
 };
 
+// Why something is asked of such a driver; every change of its attributes is logged with one of these.
+enum class Wish : std::uint8_t {
+  managed,          // memory became managed, or ceased to be
+  user_prefetch,    // hmmrt_prefetch
+  user_advice,      // hmmrt_advise
+  user_pin,         // hmmrt_pin
+  coherence,        // the runtime itself needs it there: before a fork, to hand memory back
+  density,          // the policy wants more of a block than the driver moved
+  stream,           // blocks are used one after the other: ahead of the next faults
+  ping_pong,        // two processors keep taking it from each other
+  capacity_thrash,  // evicted and wanted back, again and again
+  remote,           // used where it is
+  eviction,         // room for others
+  trial,            // the time of a tie is over: does it still quarrel?
+  over              // a tie ends
+};
+constexpr std::array k_wish_names = {"managed",  "user_prefetch", "user_advice", "user_pin",        "coherence",
+                                     "density",  "stream",        "ping_pong",   "capacity_thrash", "remote",
+                                     "eviction", "trial",         "over"};
+constexpr const char* wish_name(Wish wish) noexcept { return k_wish_names[static_cast<std::size_t>(wish)]; }
+// The policy's wishes may be refused when there are too many; the others are promises.
+constexpr bool may_be_refused(Wish w) { return w >= Wish::density && w <= Wish::trial; }
+
+// What a driver that serves faults by itself says it has done, in the order of its doing. `driven` mirrors only.
+struct DriverRecord {
+  enum class Kind : std::uint8_t {
+    fault,   // of device `to`, at `addr`. What moves for it has records of its own
+    served,  // its end
+    moved    // pages from `from` to `to`
+  };
+  Kind kind = Kind::fault;
+  Cause cause = Cause::fault;
+  Access access = Access::read;  // fault
+  Processor from = k_cpu, to = k_cpu;
+  std::uintptr_t addr = 0;
+  std::size_t bytes = 0;
+  std::uint64_t time_ns = 0;  // the driver's clock
+  std::uint64_t took_ns = 0;  // from the driver's start to its end; 0: it did not say
+};
+
 struct HostMirrorInfo {
   std::string name;            // "uffd"
   std::string path;            // how pages are withdrawn and why: "move" or "fallback: kernel 6.1 has no UFFDIO_MOVE"
@@ -80,6 +122,7 @@ struct HostMirrorInfo {
   bool kernel_faults = false;  // system calls given device-resident buffers work
   bool write_protect = false;  // read-only duplicates beside the CPU's mapping are possible
   bool any_pointer = false;    // pointers need no registration (shim, kfd with XNACK)
+  bool driven = false;         // the driver serves faults and moves pages by itself: it reports, and takes wishes (kfd)
 };
 
 class HostMirror {
@@ -157,6 +200,30 @@ class HostMirror {
   // then exclusive_address(). Undone by give_back().
   virtual PageOutcome make_exclusive(std::uintptr_t base, const PageMask& pages) = 0;
   virtual std::byte* exclusive_address(std::uintptr_t addr) = 0;
+
+  // --- a driver that moves pages by itself (`driven`) --------------------------------------------------------------
+  // The books (space/) follow what it reports, and may be behind. What is asked of it here is asked whatever they say.
+  // Thread: any, without a claim, unless it says otherwise. Blocks on: the kernel.
+  //
+  // Reads what it has done; returns how many records were written. Thread: the device thread.
+  virtual std::size_t fetch_records(std::span<DriverRecord> /*out*/) { return 0; }
+  // Returns when what the driver had reported before the call can be fetched.
+  virtual void read_reports() {}
+  // Moves whole pages, in one call for any length. False: refused (failure_detail() says why); nothing is known to have
+  // moved.
+  virtual bool send(std::uintptr_t /*addr*/, std::size_t /*bytes*/, Processor /*to*/, Wish /*wish*/) { return false; }
+  // Future faults move pages in groups of 2^order, aligned. False as above.
+  virtual bool set_granularity(std::uintptr_t /*addr*/, std::size_t /*bytes*/, unsigned /*order*/, Wish /*wish*/) {
+    return false;
+  }
+  // Ties pages of a block to system memory, where devices use them in place, until let_go(). False as above. Claim held.
+  virtual bool tie(std::uintptr_t /*base*/, const PageMask& /*pages*/, Wish /*wish*/) { return false; }
+  virtual void let_go(std::uintptr_t /*base*/, const PageMask& /*pages*/) {}
+  // Passes a user's advice on. False: the driver knows nothing like it, or ignores it.
+  virtual bool advised(std::uintptr_t /*addr*/, std::size_t /*bytes*/, hmmrt_advice_t /*advice*/, Processor /*p*/) {
+    return true;
+  }
+
   // The CPU maps the block with one huge page: cheap to take whole, costly to take in part.
   virtual bool huge(std::uintptr_t /*base*/) { return false; }
   // Bytes of bookkeeping, and of system memory held in staging that no one can reach.

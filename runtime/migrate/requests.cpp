@@ -17,8 +17,8 @@ constexpr unsigned k_attempts = 64;  // rounds for pages that are busy
 // Moving pieces to one processor.
 class PrefetchJobs final : public Jobs {
  public:
-  PrefetchJobs(House& house, const std::vector<Piece>& pieces, Processor to, Cause cause)
-      : house_(house), pieces_(pieces), to_(to), cause_(cause) {}
+  PrefetchJobs(House& house, const std::vector<Piece>& pieces, Processor to, Cause cause, bool happened)
+      : house_(house), pieces_(pieces), to_(to), cause_(cause), happened_(happened) {}
 
   std::uint64_t busy() const { return busy_.load(std::memory_order_relaxed); }
   std::uint64_t missed() const { return missed_.load(std::memory_order_relaxed); }
@@ -31,6 +31,7 @@ class PrefetchJobs final : public Jobs {
     work.block = block;
     work.to = to_;
     work.cause = cause_;
+    work.happened = happened_;
     work.started_ns = house_.clock.now_ns();
     PageMask wanted = pages;
     if (to_ == k_cpu) {
@@ -68,6 +69,7 @@ class PrefetchJobs final : public Jobs {
   const std::vector<Piece>& pieces_;
   Processor to_;
   Cause cause_;
+  bool happened_;
   std::atomic<std::uint64_t> busy_{0}, missed_{0};
 };
 
@@ -176,12 +178,48 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
               addr, addr + bytes);
 }
 
+namespace {
+
+// Asks the driver, which may know better than the books where the pages are. Returns the pages that it refused to move.
+std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause) {
+  const Wish wish = cause == Cause::prefetch_user ? Wish::user_prefetch : Wish::coherence;
+  std::uint64_t refused = 0;
+  const auto ask = [&](const Extent& e) {
+    if (e.bytes != 0 && !house.host.send(e.addr, e.bytes, to, wish)) refused += e.bytes >> k_page_shift;
+  };
+  for (const Extent& e : extents) {
+    if (to == k_cpu) {
+      ask(e);
+      continue;
+    }
+    Extent run;  // as long as no page is pinned
+    with_claims(house, e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
+      ((pages & block.valid) - block.pinned).for_each_run([&](unsigned first, unsigned count) {
+        const std::uintptr_t at = block.base + first * k_page_size;
+        if (run.end() != at) {
+          ask(run);
+          run = {at, 0};
+        }
+        run.bytes += count * k_page_size;
+      });
+    });
+    ask(run);
+  }
+  return refused;
+}
+
+}  // namespace
+
 std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent> extents, Processor to, Cause cause) {
+  const bool driven = house.host.info().driven;
+  if (driven) {
+    if (const std::uint64_t refused = send(house, extents, to, cause); refused != 0) return refused;
+  }
   const Borrowed pipeline(pool);
   const std::vector<Piece> pieces = pieces_of(extents);
   std::uint64_t missed = 0;
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
-    PrefetchJobs jobs(house, pieces, to, cause);
+    PrefetchJobs jobs(house, pieces, to, cause, driven);
     pipeline->run(pieces.size(), jobs);
     missed = jobs.missed() + jobs.busy();
     if (jobs.busy() == 0) break;
@@ -199,7 +237,14 @@ Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t by
       block.pinned |= pages & block.valid;
     }
   });
-  if (prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence) == 0) return {};
+  if (prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence) == 0) {
+    if (!house.host.info().driven) return {};
+    bool tied = true;  // or the driver would move them at the next fault
+    with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) {
+      tied = house.host.tie(block.base, pages & block.valid, Wish::user_pin) && tied;
+    });
+    if (tied) return {};
+  }
   (void)unpin(house, addr, bytes);
   return fail(HMMRT_ERROR_BUSY, "some pages of [%#" PRIxPTR ", %#" PRIxPTR ") could not be brought home to be pinned",
               addr, addr + bytes);
@@ -215,9 +260,11 @@ Status unpin(House& house, std::uintptr_t addr, std::size_t bytes) {
                 addr + bytes);
   }
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) {
+    const PageMask before = block.pinned;
     (pages & block.pinned).for_each([&](unsigned page) {
       if (--block.advice->pins[page] == 0) block.pinned.clear(page);
     });
+    house.host.let_go(block.base, before - block.pinned);
   });
   return {};
 }

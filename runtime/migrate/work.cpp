@@ -14,6 +14,7 @@ void reset(Work& w) {
   w.block = nullptr;
   w.to = k_cpu;
   w.cause = Cause::fault;
+  w.happened = false;
   w.reason = Reason::none;
   for (PageMask* m : {&w.pages, &w.duplicate, &w.remote, &w.write, &w.atomic, &w.faulted, &w.satisfied, &w.full,
                       &w.refused, &w.pinned, &w.forbidden, &w.gone, &w.moved, &w.allocated, &w.from_peer}) {
@@ -68,6 +69,20 @@ void carry_out(House& house, Work& work, Work& spare) {
   commit(house, work);
 }
 
+void note_evicted(House& house, Block& block, Processor p, const PageMask& pages) {
+  if (pages.none()) return;
+  block.part(p)->evicted |= pages;
+  const Tally tally = house.tally(block, p, block.base);
+  tally.add(Count::evictions);
+  tally.add(Count::pages_evicted, pages.count());
+  house.log.record({.time_ns = house.clock.now_ns(),
+                    .base = block.base,
+                    .pages = pages.count(),
+                    .kind = EventKind::evicted,
+                    .processor = p,
+                    .peer = k_cpu});
+}
+
 void evict(House& house, Block& block, Processor p, Work& spare, Cause cause) {
   DevicePart* part = block.part(p);
   if (part == nullptr || part->resident.none()) return;
@@ -90,18 +105,10 @@ void evict(House& house, Block& block, Processor p, Work& spare, Cause cause) {
     carry_out(house, spare, spare);
   }
   const PageMask left = all - part->resident;
-  part->evicted |= left;
-  if (cause == Cause::eviction && left.any()) {
-    tally.add(Count::evictions);
-    tally.add(Count::pages_evicted, left.count());
-    if (house.log.on()) {
-      house.log.record({.time_ns = house.clock.now_ns(),
-                        .base = block.base,
-                        .pages = left.count(),
-                        .kind = EventKind::evicted,
-                        .processor = p,
-                        .peer = k_cpu});
-    }
+  if (cause == Cause::eviction) {
+    note_evicted(house, block, p, left);
+  } else {
+    part->evicted |= left;
   }
 }
 
@@ -164,6 +171,8 @@ void start_transfer(House& house, Work& work, Transfer& t, Processor device, con
   t.base = work.block->base;
   t.direction = home ? Direction::to_host : Direction::to_device;
   t.duplicate = duplicate;
+  t.cause = work.cause;
+  t.happened = work.happened;
   t.device = &house.device(device);
   t.frames = home ? part.frames.data() : work.frames.data();
   t.pages = pages;

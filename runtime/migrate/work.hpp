@@ -29,6 +29,7 @@ struct Work {
   PageMask atomic;     // ... that are system-scope atomics
   PageMask faulted;    // pages someone waits for; the rest is prefetch
   Cause cause = Cause::fault;
+  bool happened = false;  // a driver has moved `pages` already: the books follow
   Reason reason = Reason::none;
 
   // --- result ---
@@ -76,6 +77,9 @@ Processor main_owner(const House& house, const Block& block, const PageMask& pag
 void start_transfer(House& house, Work& work, Transfer& t, Processor device, const PageMask& pages, bool duplicate);
 // Counts what a transfer did not do, and sorts it into the result masks.
 void note_refusals(House& house, Work& work, Processor device, const PageOutcome& outcome);
+
+// Pages of device `p` went home to make room. Claim held.
+void note_evicted(House& house, Block& block, Processor p, const PageMask& pages);
 
 // Moves everything device `p` holds of the block home. Claim held.
 void evict(House& house, Block& block, Processor p, Work& spare, Cause cause);

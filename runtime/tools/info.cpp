@@ -26,8 +26,21 @@ namespace {
 using hmmrt::kfd::Probe;
 using hmmrt::kfd::Rung;
 
-constexpr const char* k_amd_not_yet =
-    "this version does not steer AMD's kernel driver yet: GPUs are used without their faults (option device=gpu)";
+// What option device=gpu does, rung by rung of what the driver offers.
+const char* what_to_expect(const Probe& amd) {
+  switch (amd.rung) {
+    case Rung::svm_xnack:
+      return "option device=gpu uses them with host mirror kfd: the driver serves faults and moves pages, any pointer "
+             "works";
+    case Rung::svm:
+      return "option device=gpu uses them with host mirror kfd: the driver moves pages; memory is allocated or "
+             "registered";
+    case Rung::no_svm:
+      return "option device=gpu uses them with host mirror uffd: pages come at launch";
+    default:
+      return "a GPU that HIP or CUDA finds all the same is used with host mirror uffd: pages come at launch";
+  }
+}
 
 std::string first_line(const char* path) {
   std::ifstream in(path);
@@ -182,7 +195,7 @@ void print_text(const Machine& machine, const hmmrt::context* context, const std
     std::printf("  node %u: gpu_id %u, gfx target version %u, %s shared virtual memory\n", gpu.node, gpu.gpu_id,
                 gpu.gfx_version, gpu.svm ? "with" : "without");
   }
-  std::printf("  In any case, %s.\n", k_amd_not_yet);
+  std::printf("  %s.\n", what_to_expect(machine.amd));
   std::puts("\nmodules for real GPUs (option device=gpu)");
   for (const hmmrt::GpuModule& m : hmmrt::gpu_modules()) {
     std::printf("  %-8s %-20s %s\n", m.module != nullptr ? "loaded" : "missing", m.file.c_str(), m.why.c_str());
@@ -223,7 +236,7 @@ void print_json(const Machine& machine, const hmmrt::context* context, const std
   }
   std::printf("},\n \"amd\": {\"rung\": %s, \"says\": %s, \"note\": %s, \"cpu_nodes\": %u, \"gpus\": [",
               quoted(hmmrt::kfd::rung_name(machine.amd.rung)).c_str(), quoted(machine.amd.says).c_str(),
-              quoted(k_amd_not_yet).c_str(), machine.amd.cpu_nodes);
+              quoted(what_to_expect(machine.amd)).c_str(), machine.amd.cpu_nodes);
   comma = "";
   for (const auto& gpu : machine.amd.gpus) {
     std::printf(R"(%s{"node": %u, "gpu_id": %u, "gfx_target_version": %u, "svm": %s})", comma, gpu.node, gpu.gpu_id,

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "host/host_mirror.hpp"
 #include "policy/policy.hpp"
 #include "trace/event_log.hpp"
 
@@ -29,11 +30,14 @@ constexpr std::array k_reasons = {
     "accessed_by",   "read_mostly", "thrash_throttle", "thrash_pin",  "capacity_thrash",
     "remote_policy", "exclusive",   "access_counter",  "device_full", "plug_in"};
 static_assert(k_reasons.size() == static_cast<std::size_t>(Reason::plug_in) + 1, "a reason was added");
-constexpr std::array k_kinds = {"fault batches",        "decisions",      "migrations",    "evictions",
-                                "remote mappings",      "throttles",      "pins",          "unpins",
-                                "invalidations",        "CPU faults",     "replays",       "cancelled launches",
-                                "hints without effect", "launches begun", "launches ended"};
-static_assert(k_kinds.size() == static_cast<std::size_t>(EventKind::launch_end) + 1, "a kind was added");
+constexpr std::array k_kinds = {"fault batches",        "decisions",      "migrations",     "evictions",
+                                "remote mappings",      "throttles",      "pins",           "unpins",
+                                "invalidations",        "CPU faults",     "replays",        "cancelled launches",
+                                "hints without effect", "launches begun", "launches ended", "attribute changes"};
+static_assert(k_kinds.size() == static_cast<std::size_t>(EventKind::attribute) + 1, "a kind was added");
+
+constexpr std::array k_attributes = {"preferred_location", "prefetch_location", "access",      "access_in_place",
+                                     "no_access",          "set_flags",         "clear_flags", "granularity"};
 
 struct Header {
   char magic[8];
@@ -90,6 +94,7 @@ class Report {
     print_totals();
     print_decisions();
     print_traffic();
+    print_attributes();
     print_blocks("blocks that moved most", top, [](const BlockTraffic& b) { return b.pages_in + b.pages_out; });
     print_blocks("blocks that went back and forth", top, [](const BlockTraffic& b) { return b.turns; });
     print_blocks("blocks evicted most", top, [](const BlockTraffic& b) { return b.evicted; });
@@ -124,6 +129,12 @@ class Report {
       case EventKind::evicted:
         blocks_[e.base].evicted += e.pages;
         break;
+      case EventKind::attribute: {
+        Attributes& a = attributes_[{static_cast<std::uint8_t>(e.a), e.detail}];
+        ++a.times[std::min<std::uint64_t>(e.c, a.times.size() - 1)];
+        a.pages += e.pages;
+        break;
+      }
       default:
         break;
     }
@@ -172,6 +183,18 @@ class Report {
     }
   }
 
+  void print_attributes() const {
+    if (attributes_.empty()) return;
+    std::printf("\n%-20s %-16s %10s %10s %10s %12s\n", "asked of the driver", "for", "done", "refused", "too many",
+                "MiB");
+    for (const auto& [key, a] : attributes_) {
+      std::printf("%-20s %-16s %10" PRIu64 " %10" PRIu64 " %10" PRIu64 " %12.2f\n",
+                  key[0] < k_attributes.size() ? k_attributes[key[0]] : "unknown",
+                  key[1] < hmmrt::k_wish_names.size() ? hmmrt::k_wish_names[key[1]] : "unknown", a.times[0], a.times[1],
+                  a.times[2], mib(a.pages));
+    }
+  }
+
   template <class Rank>
   void print_blocks(const char* title, std::size_t top, Rank&& rank) const {
     std::vector<std::pair<std::uint64_t, const BlockTraffic*>> sorted;
@@ -214,11 +237,16 @@ class Report {
   struct Decisions {
     std::uint64_t count = 0, faulted = 0, migrated = 0, remote = 0, duplicated = 0;
   };
+  struct Attributes {
+    std::array<std::uint64_t, 3> times{};  // done, refused, too many
+    std::uint64_t pages = 0;
+  };
   const Trace& trace_;
   std::array<std::uint64_t, k_kinds.size()> kinds_{};
   std::uint64_t faults_ = 0;
   std::map<std::uint8_t, Decisions> decisions_;
   std::map<std::array<std::uint8_t, 3>, std::uint64_t> traffic_;  // from, to, cause -> pages
+  std::map<std::array<std::uint8_t, 2>, Attributes> attributes_;  // which, for
   std::map<std::uint64_t, BlockTraffic> blocks_;
 };
 

@@ -45,6 +45,9 @@ enum class Count : std::uint8_t {
   retries,
   hints,
   hints_without_effect,
+  attribute_changes,
+  attribute_changes_refused,
+  attribute_changes_limited,
   last_
 };
 

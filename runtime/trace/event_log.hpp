@@ -29,7 +29,8 @@ enum class EventKind : std::uint8_t {
   cancelled,     // a: address
   hint_ignored,  // pages
   launch_begin,
-  launch_end
+  launch_end,
+  attribute  // of a driver's, changed or not: base, pages; a: which, b: value, c: 0 done, 1 refused, 2 too many; detail: Wish
 };
 
 struct Event {

@@ -104,13 +104,15 @@ std::vector<GpuDevice*> g_devices;
 
 // ---- life -----------------------------------------------------------------------------------------------------------
 
-GpuDevice::GpuDevice(DeviceConfig config, const Services& services) : config_(std::move(config)), services_(services) {}
+GpuDevice::GpuDevice(DeviceConfig config, const Services& services)
+    : config_(std::move(config)), services_(services), queues_(*this, services_, config_.name) {}
 
 std::unique_ptr<hmmrt::Device> GpuDevice::make(const DeviceConfig& config, const Services& services) {
   std::unique_ptr<GpuDevice> device(new GpuDevice(config, services));
   if (const Error e = device->open(); e != k_success) {
-    (void)device->fail(HMMRT_ERROR_SYSTEM, "%s (GPU %u) cannot be used: %s", config.name.c_str(), config.ordinal,
-                       GPU(GetErrorString)(e));
+    const std::string text =
+        config.name + " (GPU " + std::to_string(config.ordinal) + ") cannot be used: " + GPU(GetErrorString)(e);
+    (void)services.fail(HMMRT_ERROR_SYSTEM, text.c_str());
     return nullptr;
   }
   return device;
@@ -168,15 +170,6 @@ GpuDevice::~GpuDevice() {
   for (const Kernel& kernel : in_flight_) (void)GPU(EventDestroy)(kernel.done);
   for (Event event : spare_events_) (void)GPU(EventDestroy)(event);
   if (pool_ != nullptr) (void)GPU(Free)(pool_);
-}
-
-Status GpuDevice::fail(hmmrt_result_t code, const char* format, ...) const {
-  char text[512];
-  va_list args;
-  va_start(args, format);
-  std::vsnprintf(text, sizeof text, format, args);
-  va_end(args);
-  return services_.fail(code, text);
 }
 
 void GpuDevice::break_down(const char* what, Error error) {
@@ -426,14 +419,14 @@ void GpuDevice::unpin_stale(std::uint64_t ended) {
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
-GpuDevice::Start GpuDevice::start(Stream stream, const Launch& launch, const ReadyPages& ready, Error* error) {
+QueueOwner::Start GpuDevice::start(Stream stream, const Launch& launch, const ReadyPages* ready, Error* error) {
   const std::lock_guard guard(start_);
   std::ptrdiff_t offset = 0;
   {
     const std::lock_guard remote_guard(remote_lock_);
     const std::lock_guard table(table_);
-    if (!holds(ready)) return Start::not_ready;
-    if (!ready.remote) offset = pool_ - reinterpret_cast<std::byte*>(window_);
+    if (!holds(*ready)) return Start::not_ready;
+    if (!ready->remote) offset = pool_ - reinterpret_cast<std::byte*>(window_);
   }
   Event done{};
   if (!spare_events_.empty()) {
@@ -464,74 +457,6 @@ bool GpuDevice::wait_copy(CopyTicket ticket) {
 std::uint64_t GpuDevice::metadata_bytes() const {
   const std::lock_guard guard(table_);
   return mapped_.size() * sizeof(Mapped);
-}
-
-// ---- queues ---------------------------------------------------------------------------------------------------------
-
-GpuQueue* GpuDevice::find(Queue queue) {
-  const std::lock_guard guard(queues_lock_);
-  const auto it = queues_.find(queue);
-  return it != queues_.end() ? it->second.get() : nullptr;
-}
-
-Status GpuDevice::create_queue(Queue* out) {
-  use();
-  Stream stream{};
-  if (const Error e = GPU(StreamCreateWithFlags)(&stream, k_stream_flags); e != k_success) {
-    return fail(HMMRT_ERROR_SYSTEM, "%s gives no stream: %s", info_.name.c_str(), GPU(GetErrorString)(e));
-  }
-  const std::lock_guard guard(queues_lock_);
-  *out = next_queue_++;
-  queues_.emplace(*out, std::make_unique<GpuQueue>(*this, stream));
-  return {};
-}
-
-void GpuDevice::destroy_queue(Queue queue) {
-  std::unique_ptr<GpuQueue> taken;
-  const std::lock_guard guard(queues_lock_);
-  if (const auto it = queues_.find(queue); it != queues_.end()) {
-    taken = std::move(it->second);
-    queues_.erase(it);
-  }
-}
-
-Status GpuDevice::launch(Queue queue, const Launch& launch) {
-  if (launch.run_gpu == nullptr) {
-    return fail(
-        HMMRT_ERROR_NOT_SUPPORTED,
-        "kernel '%.63s' has no code for a GPU: compile the file that launches it with hipcc or nvcc, and launch "
-        "it with hmmrt::launch() of kernel.hpp",
-        launch.name);
-  }
-  GpuQueue* q = find(queue);
-  if (q == nullptr) return fail(HMMRT_ERROR_INVALID_HANDLE, "launch: %u is not a live queue", queue);
-  q->launch(launch);
-  return {};
-}
-
-Status GpuDevice::enqueue_host(Queue queue, void (*fn)(void*), void* arg) {
-  GpuQueue* q = find(queue);
-  if (q == nullptr) return fail(HMMRT_ERROR_INVALID_HANDLE, "enqueue_host: %u is not a live queue", queue);
-  q->host(fn, arg);
-  return {};
-}
-
-LaunchError GpuDevice::synchronize(Queue queue) {
-  GpuQueue* q = find(queue);
-  LaunchError error;
-  if (q == nullptr) {
-    error.result = fail(HMMRT_ERROR_INVALID_HANDLE, "synchronize: %u is not a live queue", queue).code();
-    return error;
-  }
-  std::string text;
-  error = q->synchronize(&text);
-  if (error.result != HMMRT_SUCCESS) (void)fail(error.result, "%s", text.c_str());
-  return error;
-}
-
-bool GpuDevice::idle(Queue queue) {
-  GpuQueue* q = find(queue);
-  return q == nullptr || q->idle();
 }
 
 }  // namespace hmmrt::gpu

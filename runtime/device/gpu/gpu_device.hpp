@@ -21,14 +21,13 @@
 #include <vector>
 
 #include "device/gpu/copy_lanes.hpp"
-#include "device/gpu/module.hpp"
+#include "device/gpu/queue_owner.hpp"
 
 namespace hmmrt::gpu {
 
-class GpuQueue;
 struct HostPin;
 
-class GpuDevice final : public hmmrt::Device {
+class GpuDevice final : public hmmrt::Device, public QueueOwner {
  public:
   // Null: services.fail() was called.
   static std::unique_ptr<hmmrt::Device> make(const DeviceConfig& config, const Services& services);
@@ -60,23 +59,19 @@ class GpuDevice final : public hmmrt::Device {
   CopyTicket copy_async(std::span<const CopyRun> runs) override;
   bool wait_copy(CopyTicket ticket) override;
 
-  Status create_queue(Queue* out) override;
-  void destroy_queue(Queue queue) override;
-  Status launch(Queue queue, const Launch& launch) override;
-  Status enqueue_host(Queue queue, void (*fn)(void*), void* arg) override;
-  LaunchError synchronize(Queue queue) override;
-  bool idle(Queue queue) override;
+  Status create_queue(Queue* out) override { return queues_.create(out); }
+  void destroy_queue(Queue queue) override { queues_.destroy(queue); }
+  Status launch(Queue queue, const Launch& launch) override { return queues_.launch(queue, launch); }
+  Status enqueue_host(Queue queue, void (*fn)(void*), void* arg) override {
+    return queues_.enqueue_host(queue, fn, arg);
+  }
+  LaunchError synchronize(Queue queue) override { return queues_.synchronize(queue); }
+  bool idle(Queue queue) override { return queues_.idle(queue); }
 
-  // --- for GpuQueue -----------------------------------------------------------------------------------------------
-  enum class Start : std::uint8_t { started, not_ready, failed };
-  // Starts the kernel if all of `ready` is mapped at this moment. failed: *error is the vendor's.
-  Start start(Stream stream, const Launch& launch, const ReadyPages& ready, Error* error);
-  void use() const { (void)GPU(SetDevice)(static_cast<int>(config_.ordinal)); }
-  Status fail(hmmrt_result_t code, const char* format, ...) const __attribute__((format(printf, 3, 4)));
-  // What an earlier call of the vendor's reported that leaves memory unusable; "" when nothing.
-  std::string broken() const;
-  // Why the latest host memory could not be mapped; "" when all could.
-  std::string pin_error();
+  Start start(Stream stream, const Launch& launch, const ReadyPages* ready, Error* error) override;
+  void use() const override { (void)GPU(SetDevice)(static_cast<int>(config_.ordinal)); }
+  std::string broken() const override;
+  std::string pin_error() override;
 
  private:
   struct Kernel {  // in flight, or ended and not looked at
@@ -102,7 +97,6 @@ class GpuDevice final : public hmmrt::Device {
   GpuDevice(DeviceConfig config, const Services& services);
   Error open();
   void describe_itself();
-  GpuQueue* find(Queue queue);         // it stays: its stream has users
   Mapped* local(std::uintptr_t base);  // table_ held; null outside the window
   bool holds(const ReadyPages& ready);
   bool pin(Remote& remote, std::uintptr_t base, unsigned first, unsigned count, std::byte* host);
@@ -140,9 +134,7 @@ class GpuDevice final : public hmmrt::Device {
   std::vector<Mapped> mapped_;  // by block of the window
   std::string broken_;
 
-  std::mutex queues_lock_;
-  std::map<Queue, std::unique_ptr<GpuQueue>> queues_;
-  Queue next_queue_ = 1;
+  Queues queues_;
 };
 
 }  // namespace hmmrt::gpu

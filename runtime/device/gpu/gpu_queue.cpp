@@ -10,7 +10,7 @@
 
 namespace hmmrt::gpu {
 
-GpuQueue::GpuQueue(GpuDevice& device, Stream stream) : device_(device), stream_(stream) {
+GpuQueue::GpuQueue(QueueOwner& device, Stream stream) : device_(device), stream_(stream) {
   thread_ = std::thread([this] { work(); });
 }
 
@@ -30,12 +30,13 @@ void GpuQueue::launch(const Launch& launch) {
   std::unique_lock guard(lock_);
   if (tasks_.empty() && !busy_) {
     // attempt 0 of a launch whose pages are known to be ready migrates nothing.
-    const std::shared_ptr<const ReadyPages> ready = launch.pages->ready_now();
-    if (ready != nullptr && device_.broken().empty()) {
+    const bool any = launch.pages == nullptr;
+    const std::shared_ptr<const ReadyPages> ready = any ? nullptr : launch.pages->ready_now();
+    if ((any || ready != nullptr) && device_.broken().empty()) {
       device_.use();
       Error error{};
-      const GpuDevice::Start how = device_.start(stream_, launch, *ready, &error);
-      if (how == GpuDevice::Start::started) return;
+      const QueueOwner::Start how = device_.start(stream_, launch, ready.get(), &error);
+      if (how == QueueOwner::Start::started) return;
     }
   }
   Task task;
@@ -116,23 +117,25 @@ void GpuQueue::run(Task& task) {
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
     std::shared_ptr<const ReadyPages> ready;
     if (attempt > 1) std::this_thread::sleep_for(std::chrono::microseconds(20u << std::min(attempt, 10u)));
-    if (const Status s = task.launch.pages->make_ready(attempt, &ready); !s.ok()) {
-      note_error(task, s.code(), task.launch.pages->why());
-      return;
+    if (LaunchPages* pages = task.launch.pages.get(); pages != nullptr) {
+      if (const Status s = pages->make_ready(attempt, &ready); !s.ok()) {
+        note_error(task, s.code(), pages->why());
+        return;
+      }
+      if (ready == nullptr) continue;
     }
-    if (ready == nullptr) continue;
     if (const std::string broken = device_.broken(); !broken.empty()) {
       note_error(task, HMMRT_ERROR_SYSTEM, broken);
       return;
     }
     Error error{};
-    switch (device_.start(stream_, task.launch, *ready, &error)) {
-      case GpuDevice::Start::started:
+    switch (device_.start(stream_, task.launch, ready.get(), &error)) {
+      case QueueOwner::Start::started:
         return;
-      case GpuDevice::Start::failed:
+      case QueueOwner::Start::failed:
         note_error(task, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
         return;
-      case GpuDevice::Start::not_ready:
+      case QueueOwner::Start::not_ready:
         break;
     }
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One in-order queue of a GpuDevice: a stream of the vendor's, and a thread for what has to wait before it can be put on
+// One in-order queue of a GPU: a stream of the vendor's, and a thread for what has to wait before it can be put on
 // that stream. Thread: any; calls of several threads are ordered by the queue's lock.
 #pragma once
 
@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "device/gpu/gpu_device.hpp"
+#include "device/gpu/queue_owner.hpp"
 
 namespace hmmrt::gpu {
 
@@ -17,7 +17,7 @@ class GpuQueue {
  public:
   static constexpr unsigned k_attempts = 60;  // to start a kernel whose pages are taken away meanwhile
 
-  GpuQueue(GpuDevice& device, Stream stream);
+  GpuQueue(QueueOwner& device, Stream stream);
   ~GpuQueue();  // waits for its work
 
   void launch(const Launch& launch);
@@ -39,7 +39,7 @@ class GpuQueue {
   void run(Task& task);
   void note_error(const Task& task, hmmrt_result_t result, const std::string& text);
 
-  GpuDevice& device_;
+  QueueOwner& device_;
   Stream stream_;
   std::mutex lock_;
   std::condition_variable more_, done_;

@@ -3,6 +3,7 @@
 #include "device/gpu/module.hpp"
 
 #include "device/gpu/gpu_device.hpp"
+#include "device/gpu/svm_device.hpp"
 
 namespace hmmrt::gpu {
 
@@ -30,7 +31,20 @@ std::string describe(unsigned ordinal) {
   return text + ", " + std::to_string(properties.totalGlobalMem >> 20) + " MiB";
 }
 
-constexpr Module k_module{k_module_abi, HMMRT_BUILD, HMMRT_GPU_VENDOR, &count, &describe, &GpuDevice::make};
+bool pci(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location) {
+  DeviceProperties properties{};
+  if (GPU(GetDeviceProperties)(&properties, static_cast<int>(ordinal)) != k_success) return false;
+  *domain = static_cast<std::uint32_t>(properties.pciDomainID);
+  *location = static_cast<std::uint32_t>(properties.pciBusID) << 8 | static_cast<std::uint32_t>(properties.pciDeviceID)
+                                                                         << 3;
+  return true;
+}
+
+std::unique_ptr<hmmrt::Device> make(const DeviceConfig& config, const Services& services) {
+  return config.let_go.fn != nullptr ? SvmDevice::make(config, services) : GpuDevice::make(config, services);
+}
+
+constexpr Module k_module{k_module_abi, HMMRT_BUILD, HMMRT_GPU_VENDOR, &count, &describe, &pci, &make};
 
 }  // namespace
 

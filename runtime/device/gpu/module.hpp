@@ -13,12 +13,19 @@
 namespace hmmrt::gpu {
 
 inline constexpr const char k_module_symbol[] = "hmmrt_gpu_module";
-inline constexpr std::uint32_t k_module_abi = 1;
+inline constexpr std::uint32_t k_module_abi = 2;
 
 // What the library lends to a module: a module has copies of the lower rooms, and so texts of its own.
 struct Services {
   Status (*fail)(hmmrt_result_t code, const char* text);
   void (*warn)(const char* text);
+};
+
+// For a device whose pages the vendor's driver moves (svm_device.hpp): tells the host mirror, which talks to that driver,
+// that pages used in place are no longer wanted there.
+struct LetGo {
+  void (*fn)(void* arg, std::uintptr_t base, const PageMask& pages) = nullptr;
+  void* arg = nullptr;
 };
 
 struct DeviceConfig {
@@ -27,6 +34,7 @@ struct DeviceConfig {
   unsigned index = 0;              // of the context's devices
   std::uint64_t memory_bytes = 0;  // of it to manage; 0: three quarters of what is free
   bool remote_mapping = true;
+  LetGo let_go;  // set: the driver serves faults and moves pages
 };
 
 struct Module {
@@ -37,6 +45,8 @@ struct Module {
   int (*count)(std::string* why) = nullptr;
   // One line about a GPU: name, architecture, memory.
   std::string (*describe)(unsigned ordinal) = nullptr;
+  // Where it is: PCI domain, and bus << 8 | device << 3 | function. False: the vendor does not say.
+  bool (*pci)(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location) = nullptr;
   // Null: the services' fail() has been called.
   std::unique_ptr<Device> (*make)(const DeviceConfig& config, const Services& services) = nullptr;
 };

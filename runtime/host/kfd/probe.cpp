@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string_view>
@@ -96,6 +97,8 @@ void read_node(const KfdSystem& system, const std::string& directory, std::uint3
   gpu.node = node;
   gpu.gpu_id = static_cast<std::uint32_t>(gpu_id);
   gpu.gfx_version = static_cast<std::uint32_t>(property(text, "gfx_target_version"));
+  gpu.domain = static_cast<std::uint32_t>(property(text, "domain"));
+  gpu.location = static_cast<std::uint32_t>(property(text, "location_id"));
   gpu.svm = (property(text, "capability") & HMMRT_KFD_CAP_SVM) != 0;
   out->gpus.push_back(gpu);
 }
@@ -222,7 +225,15 @@ void say_gpus(const KfdSystem& system, int fd, Probe* out) {
 
 KfdSystem::KfdSystem()
     : open([](const char* path, int flags) { return ::open(path, flags); }),
-      ioctl([](int fd, unsigned long request, void* argument) { return ::ioctl(fd, request, argument); }) {}
+      ioctl([](int fd, unsigned long request, void* argument) { return ::ioctl(fd, request, argument); }) {
+  if (const char* made_up = std::getenv("HMMRT_TEST_KFD_TOPOLOGY"); made_up != nullptr) nodes = made_up;
+}
+
+std::vector<KfdGpu> find_gpus(const KfdSystem& system) {
+  Probe found;
+  (void)read_topology(system, &found);
+  return std::move(found.gpus);
+}
 
 const char* rung_name(Rung rung) noexcept {
   switch (rung) {

@@ -31,6 +31,8 @@ struct KfdGpu {
   std::uint32_t node = 0;         // the topology's number, what SVM attributes call it in libhsakmt
   std::uint32_t gpu_id = 0;       // the driver's number, what SMI events call it
   std::uint32_t gfx_version = 0;  // as in gfx_target_version: 90402 for gfx942
+  std::uint32_t domain = 0;       // of its PCI address
+  std::uint32_t location = 0;     // ... bus << 8 | device << 3 | function
   bool svm = false;
 };
 
@@ -43,7 +45,7 @@ struct Probe {
   std::vector<KfdGpu> gpus;        // by node
 };
 
-// Where to ask; tests put made-up ones here. The functions are the system calls of the same names.
+// Where to ask; tests put made-up ones here, or in the environment (HMMRT_TEST_KFD_TOPOLOGY). The functions are the system calls of the same names.
 struct KfdSystem {
   std::string device = "/dev/kfd";
   std::string nodes = "/sys/class/kfd/kfd/topology/nodes";
@@ -55,5 +57,7 @@ struct KfdSystem {
 };
 
 Probe probe(const KfdSystem& system = {});
+// The GPUs of the topology alone, by node; empty where there is none or it cannot be read.
+std::vector<KfdGpu> find_gpus(const KfdSystem& system = {});
 
 }  // namespace hmmrt::kfd

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+// What a GpuQueue needs of the device it belongs to, and the queues of a device: the same for every kind.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "device/gpu/gpu_api.hpp"
+#include "device/gpu/module.hpp"
+
+namespace hmmrt::gpu {
+
+class GpuQueue;
+
+class QueueOwner {
+ public:
+  virtual ~QueueOwner() = default;
+  // Makes this GPU the calling thread's.
+  virtual void use() const = 0;
+  enum class Start : std::uint8_t { started, not_ready, failed };
+  // Starts the kernel, if all of `ready` is mapped at this moment; null where the device needs nothing ready. failed:
+  // *error is the vendor's.
+  virtual Start start(Stream stream, const Launch& launch, const ReadyPages* ready, Error* error) = 0;
+  // What an earlier call of the vendor's reported that leaves memory unusable; "" when nothing.
+  virtual std::string broken() const { return {}; }
+  // Why the latest host memory could not be mapped; "" when all could.
+  virtual std::string pin_error() { return {}; }
+};
+
+// Thread: any.
+class Queues {
+ public:
+  // All three outlive it.
+  Queues(QueueOwner& owner, const Services& services, const std::string& name);
+  ~Queues();
+  Queues(const Queues&) = delete;
+  Queues& operator=(const Queues&) = delete;
+
+  Status create(Queue* out);
+  void destroy(Queue queue);
+  Status launch(Queue queue, const Launch& launch);
+  Status enqueue_host(Queue queue, void (*fn)(void*), void* arg);
+  LaunchError synchronize(Queue queue);
+  bool idle(Queue queue);
+  void clear();
+
+ private:
+  Status fail(hmmrt_result_t code, const char* format, ...) const __attribute__((format(printf, 3, 4)));
+  GpuQueue* find(Queue queue);  // it stays: its stream has users
+
+  QueueOwner& owner_;
+  const Services& services_;
+  const std::string& name_;
+  std::mutex lock_;
+  std::map<Queue, std::unique_ptr<GpuQueue>> queues_;
+  Queue next_ = 1;
+};
+
+}  // namespace hmmrt::gpu

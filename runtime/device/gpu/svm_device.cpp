@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+#include "device/gpu/svm_device.hpp"
+
+#include <algorithm>
+
+#include "device/gpu/gpu_queue.hpp"
+
+namespace hmmrt::gpu {
+
+SvmDevice::SvmDevice(const DeviceConfig& config, const Services& services)
+    : config_(config), services_(services), queues_(*this, services_, config_.name) {}
+
+SvmDevice::~SvmDevice() { use(); }
+
+std::unique_ptr<hmmrt::Device> SvmDevice::make(const DeviceConfig& config, const Services& services) {
+  std::unique_ptr<SvmDevice> device(new SvmDevice(config, services));
+  if (const Error e = device->open(); e != k_success) {
+    const std::string text =
+        config.name + " (GPU " + std::to_string(config.ordinal) + ") cannot be used: " + GPU(GetErrorString)(e);
+    (void)services.fail(HMMRT_ERROR_SYSTEM, text.c_str());
+    return nullptr;
+  }
+  return device;
+}
+
+Error SvmDevice::open() {
+  if (const Error e = GPU(SetDevice)(static_cast<int>(config_.ordinal)); e != k_success) return e;
+  std::size_t free_bytes = 0, total = 0;
+  if (const Error e = GPU(MemGetInfo)(&free_bytes, &total); e != k_success) return e;
+  const std::uint64_t most = std::max<std::uint64_t>(free_bytes, k_block_size);
+  std::uint64_t bytes = config_.memory_bytes != 0 ? std::min(config_.memory_bytes, most) : most;
+  bytes = std::max<std::uint64_t>(bytes & ~(k_block_size - 1), k_block_size);
+  frames_ = bytes / k_page_size;
+  info_.name = config_.name;
+  info_.index = config_.index;
+  info_.memory_bytes = bytes;
+  DeviceProperties properties{};
+  if (GPU(GetDeviceProperties)(&properties, static_cast<int>(config_.ordinal)) == k_success) {
+    info_.description = std::string(properties.name) + ", " HMMRT_GPU_VENDOR;
+    info_.compute_units = static_cast<std::uint32_t>(properties.multiProcessorCount);
+    info_.wave_size = static_cast<std::uint32_t>(properties.warpSize);
+  }
+  info_.description += ": its driver serves faults and moves pages";
+  info_.caps.retryable_faults = true;
+  info_.caps.remote_mapping = config_.remote_mapping;
+  int atomics = 0;
+  const Error e = GPU(DeviceGetAttribute)(&atomics, k_native_atomics, static_cast<int>(config_.ordinal));
+  info_.caps.system_atomics = e == k_success && atomics != 0;
+  return k_success;
+}
+
+bool SvmDevice::allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) {
+  const std::uint64_t wanted = pages.count();
+  std::uint64_t used = used_.load(std::memory_order_relaxed);
+  do {
+    if (used + wanted > frames_) return false;
+  } while (!used_.compare_exchange_weak(used, used + wanted, std::memory_order_relaxed));
+  // Numbers that nobody looks up; in one run, as the pages are.
+  const auto first = static_cast<Frame>(base >> k_page_shift & 0x3fffffffu);
+  pages.for_each([&](unsigned page) { frames[page] = first + page; });
+  return true;
+}
+
+void SvmDevice::free_frames(const PageMask& pages, const Frame*) {
+  used_.fetch_sub(pages.count(), std::memory_order_relaxed);
+}
+
+std::uint64_t SvmDevice::free_frame_count() const { return frames_ - used_.load(std::memory_order_relaxed); }
+
+PageMask SvmDevice::unmap(std::uintptr_t base, const PageMask& pages) {
+  config_.let_go.fn(config_.let_go.arg, base, pages);
+  return pages;
+}
+
+QueueOwner::Start SvmDevice::start(Stream stream, const Launch& launch, const ReadyPages*, Error* error) {
+  *error = static_cast<Error>(launch.run_gpu(launch.functor, &launch.grid, 0, stream));
+  return *error == k_success ? Start::started : Start::failed;
+}
+
+}  // namespace hmmrt::gpu

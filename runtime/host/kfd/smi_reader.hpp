@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// The driver's reports of a context's GPUs, from their descriptors to DriverRecords: one reader, one consumer.
+//
+// The driver's buffer holds about 12 lines on many kernels, so read() is called as soon as a descriptor is readable; what it
+// makes of them waits in a ring. Where that is full, records are lost and counted, like lines that the driver dropped.
+//
+// A report may be older than what was asked of the driver since: books that follow what was asked would be led back. So who
+// asks says so with Asking, and reports about those addresses from before its end are passed over.
+// Thread: read() one at a time (the event thread); take() one at a time (the device thread); the others any.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "host/host_mirror.hpp"
+#include "host/kfd/probe.hpp"
+#include "host/kfd/smi_events.hpp"
+#include "space/spin_lock.hpp"
+
+namespace hmmrt::kfd {
+
+struct SmiStats {
+  std::uint64_t events = 0;      // read
+  std::uint64_t damaged = 0;     // lines that could not be read
+  std::uint64_t unpaired = 0;    // ends without a start, starts without an end
+  std::uint64_t overflowed = 0;  // records that found the ring full
+  std::uint64_t queue_evictions = 0;
+  SmiLoss loss = SmiLoss::possible;
+};
+
+class SmiReader {
+ public:
+  struct Gpu {
+    std::uint32_t gpu_id;
+    Processor processor;
+  };
+  // Owns the descriptors, one for each GPU; -1 where the driver gave none.
+  SmiReader(std::vector<int> fds, std::vector<Gpu> gpus);
+  ~SmiReader();
+  SmiReader(const SmiReader&) = delete;
+  SmiReader& operator=(const SmiReader&) = delete;
+
+  std::span<const int> fds() const { return fds_; }
+  // Reads what is there, without waiting. Returns whether records were made.
+  bool read();
+  std::size_t take(std::span<DriverRecord> out);
+  // Ranges that the CPU has unmapped while a GPU knew them, as HostEvents. Thread: as read().
+  std::size_t take_unmapped(std::span<HostEvent> out);
+  // Rounds of read() that have ended.
+  std::uint64_t rounds() const { return rounds_.load(std::memory_order_acquire); }
+  SmiStats stats() const;
+
+  // While one lives, and of the time before its end, reports about [addr, addr + bytes) count for nothing.
+  class Asking {
+   public:
+    Asking(SmiReader& reader, std::uintptr_t addr, std::size_t bytes);
+    ~Asking();
+    Asking(const Asking&) = delete;
+    Asking& operator=(const Asking&) = delete;
+
+   private:
+    SmiReader& reader_;
+    std::size_t slot_;
+  };
+
+ private:
+  static constexpr std::size_t k_ring = 4096;
+  static constexpr std::size_t k_asked = 128;
+  static constexpr std::size_t k_open = 64;
+  struct Asked {
+    std::uintptr_t begin = 0, end = 0;
+    std::uint64_t until_ns = 0;
+    bool open = false;
+  };
+  struct Open {  // a fault or migration that has started
+    SmiKind kind;
+    std::uint32_t gpu;
+    std::uint64_t addr, time_ns;
+  };
+
+  void understand(const SmiEvent& event);
+  void put(const DriverRecord& record);
+  void put_moved(const SmiEvent& event, std::uint64_t took_ns);
+  bool asked_since(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns);
+  Processor processor_of(std::uint32_t gpu_id) const;
+  void note_open(SmiKind kind, std::uint32_t gpu, std::uint64_t addr, std::uint64_t time_ns);
+  bool close_open(SmiKind kind, std::uint32_t gpu, std::uint64_t addr, std::uint64_t* time_ns);
+
+  std::vector<int> fds_;
+  std::vector<Gpu> gpus_;
+  std::vector<SmiParser> parsers_;  // one a descriptor
+  SmiPairs pairs_;
+  std::array<Open, k_open> open_{};
+  std::size_t open_count_ = 0;
+  std::vector<HostEvent> unmapped_;
+
+  mutable SpinLock lock_;  // what follows
+  std::vector<DriverRecord> ring_;
+  std::size_t head_ = 0, tail_ = 0;  // count up; their difference is what waits
+  SmiStats stats_;
+  SpinLock asked_lock_;
+  std::array<Asked, k_asked> asked_{};
+  std::size_t next_asked_ = 0;
+  std::atomic<std::uint64_t> rounds_{0};
+};
+
+}  // namespace hmmrt::kfd

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+#include "host/kfd/svm_attributes.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+namespace hmmrt::kfd {
+
+namespace {
+
+constexpr std::size_t k_most = k_max_devices + 2;  // attributes of one change
+
+std::uint64_t steady_ns() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+}
+
+// At most k_most attributes, without a heap.
+class List {
+ public:
+  void add(SvmAttr type, std::uint32_t value) { all_[n_++] = {type, value}; }
+  std::span<SvmAttribute> span() { return {all_.data(), n_}; }
+
+ private:
+  std::array<SvmAttribute, k_most> all_{};
+  std::size_t n_ = 0;
+};
+
+}  // namespace
+
+SvmAttributes::SvmAttributes(const Hsakmt& driver, std::vector<std::uint32_t> nodes, std::uint32_t cpu_node,
+                             std::function<void(const AttributeChange&)> report)
+    : driver_(driver), nodes_(std::move(nodes)), cpu_node_(cpu_node), report_(std::move(report)) {}
+
+bool SvmAttributes::allowed(Wish wish) {
+  if (!may_be_refused(wish)) return true;
+  const std::uint64_t now = steady_ns();
+  const std::lock_guard guard(limit_lock_);
+  constexpr std::uint64_t k_token_ns = 1'000'000'000u / k_per_second;
+  if (const std::uint64_t earned = (now - refilled_ns_) / k_token_ns; earned != 0) {
+    tokens_ = std::min(k_burst, tokens_ + std::min(earned, k_burst));
+    refilled_ns_ = now;
+  }
+  if (tokens_ == 0) return false;
+  --tokens_;
+  return true;
+}
+
+bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish) {
+  AttributeChange change{addr, bytes, attributes.front(), wish, Outcome::done, 0};
+  if (!allowed(wish)) {
+    change.outcome = Outcome::limited;
+    (void)fail(HMMRT_ERROR_BUSY, "too many changes of attributes: at most %llu a second for the policy",
+               static_cast<unsigned long long>(k_per_second));
+  } else if ((change.status = driver_.set(addr, bytes, attributes)) != 0) {
+    change.outcome = Outcome::refused;
+    (void)fail(HMMRT_ERROR_SYSTEM, "attributes of [%#zx, +%zu) for %s: %s", addr, bytes, wish_name(wish),
+               Hsakmt::status_text(change.status));
+  }
+  report_(change);
+  return change.outcome == Outcome::done;
+}
+
+bool SvmAttributes::manage(std::uintptr_t addr, std::size_t bytes) {
+  List list;
+  for (const std::uint32_t node : nodes_) list.add(SvmAttr::access, node);
+  list.add(SvmAttr::set_flags, k_flag_host_access | k_flag_coherent);
+  return set(addr, bytes, list.span(), Wish::managed);
+}
+
+bool SvmAttributes::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish) {
+  List list;
+  list.add(SvmAttr::prefetch_location, node_of(to));
+  return set(addr, bytes, list.span(), wish);
+}
+
+bool SvmAttributes::set_granularity(std::uintptr_t addr, std::size_t bytes, unsigned order, Wish wish) {
+  List list;
+  list.add(SvmAttr::granularity, order);
+  return set(addr, bytes, list.span(), wish);
+}
+
+bool SvmAttributes::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
+  const PageMask fresh = pages - tied(base);
+  PageMask done;
+  fresh.for_each_run([&](unsigned first, unsigned count) {
+    List list;
+    list.add(SvmAttr::preferred_location, cpu_node_);
+    for (const std::uint32_t node : nodes_) list.add(SvmAttr::access_in_place, node);
+    if (set(base + first * k_page_size, count * k_page_size, list.span(), wish)) done |= PageMask::range(first, count);
+  });
+  if (done.any()) {
+    const std::lock_guard guard(lock_);
+    std::unique_ptr<Known>& known = known_[base];
+    if (known == nullptr) known = std::make_unique<Known>();
+    if (known->tied.none()) ties_.fetch_add(1, std::memory_order_relaxed);
+    known->tied |= done;
+  }
+  return done == fresh;
+}
+
+PageMask SvmAttributes::tied(std::uintptr_t base) const {
+  if (ties_.load(std::memory_order_relaxed) == 0) return {};
+  const std::lock_guard guard(lock_);
+  const auto it = known_.find(base);
+  return it != known_.end() ? it->second->tied : PageMask{};
+}
+
+bool SvmAttributes::restore(std::uintptr_t base, const PageMask& pages, const Known& known, Wish wish) {
+  bool all = true;
+  pages.for_each_run([&](unsigned first, unsigned count) {
+    for (unsigned page = first; page < first + count;) {
+      unsigned end = page + 1;
+      while (end < first + count && known.preferred[end] == known.preferred[page] &&
+             known.accessed_by[end] == known.accessed_by[page]) {
+        ++end;
+      }
+      List list;
+      const Processor preferred = known.preferred[page];
+      list.add(SvmAttr::preferred_location, preferred == k_no_processor ? k_nowhere : node_of(preferred));
+      for (unsigned d = 0; d < nodes_.size(); ++d) {
+        const bool in_place = (known.accessed_by[page] & set_of(device_processor(d))) != 0;
+        list.add(in_place ? SvmAttr::access_in_place : SvmAttr::access, nodes_[d]);
+      }
+      all = set(base + page * k_page_size, (end - page) * k_page_size, list.span(), wish) && all;
+      page = end;
+    }
+  });
+  return all;
+}
+
+void SvmAttributes::let_go(std::uintptr_t base, const PageMask& pages) {
+  if (ties_.load(std::memory_order_relaxed) == 0) return;
+  Known copy;
+  PageMask loose;
+  {
+    const std::lock_guard guard(lock_);
+    const auto it = known_.find(base);
+    if (it == known_.end()) return;
+    loose = it->second->tied & pages;
+    if (loose.none()) return;
+    it->second->tied = it->second->tied - loose;
+    if (it->second->tied.none()) ties_.fetch_sub(1, std::memory_order_relaxed);
+    copy = *it->second;
+  }
+  (void)restore(base, loose, copy, Wish::over);
+}
+
+bool SvmAttributes::advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p) {
+  if (pages.none()) return true;
+  Known copy;
+  PageMask now = pages;
+  {
+    const std::lock_guard guard(lock_);
+    std::unique_ptr<Known>& known = known_[base];
+    if (known == nullptr) known = std::make_unique<Known>();
+    switch (advice) {
+      case HMMRT_ADVISE_SET_PREFERRED_LOCATION:
+      case HMMRT_ADVISE_UNSET_PREFERRED_LOCATION:
+        pages.for_each([&](unsigned page) {
+          known->preferred[page] = advice == HMMRT_ADVISE_SET_PREFERRED_LOCATION ? p : k_no_processor;
+        });
+        break;
+      case HMMRT_ADVISE_SET_ACCESSED_BY:
+        if (p == k_cpu) return true;  // the CPU has access to everything
+        pages.for_each([&](unsigned page) { known->accessed_by[page] |= set_of(p); });
+        break;
+      case HMMRT_ADVISE_UNSET_ACCESSED_BY:
+        pages.for_each([&](unsigned page) { known->accessed_by[page] &= static_cast<ProcessorSet>(~set_of(p)); });
+        break;
+      case HMMRT_ADVISE_SET_READ_MOSTLY:
+      case HMMRT_ADVISE_UNSET_READ_MOSTLY:
+        return false;  // the driver has a flag of that name, and does nothing with it
+    }
+    now = pages - known->tied;
+    copy = *known;
+  }
+  return restore(base, now, copy, Wish::user_advice);
+}
+
+void SvmAttributes::forget(std::uintptr_t addr, std::size_t bytes) {
+  const std::lock_guard guard(lock_);
+  std::erase_if(known_, [&](auto& entry) {
+    const std::uintptr_t begin = std::max(addr, entry.first);
+    const std::uintptr_t end = std::min(addr + bytes, entry.first + k_block_size);
+    if (begin >= end) return false;
+    const PageMask gone = PageMask::range(page_in_block(begin), static_cast<unsigned>((end - begin) >> k_page_shift));
+    Known& known = *entry.second;
+    if (known.tied.any() && (known.tied - gone).none()) ties_.fetch_sub(1, std::memory_order_relaxed);
+    known.tied = known.tied - gone;
+    gone.for_each([&](unsigned page) {
+      known.preferred[page] = k_no_processor;
+      known.accessed_by[page] = 0;
+    });
+    return gone.full();
+  });
+}
+
+}  // namespace hmmrt::kfd

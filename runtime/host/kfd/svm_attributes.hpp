@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+// The attributes that this context has set on ranges of memory: the one place that sets any. Knows what users advised and
+// what the policy has tied to system memory, so that the end of one leaves the other in force; counts, limits and reports
+// every change.
+//
+//   user's advice    preferred location, accessed by: kept by page
+//   tied             used where it is, preferred in system memory: access in place for every GPU of the context
+//   both             a tie hides the advice until let_go()
+// The driver splits its ranges wherever attributes change and never joins them, so the policy's wishes are limited: at most
+// k_per_second, with bursts of k_burst. What a user or coherence needs is never refused for that.
+// Thread: any; calls for pages of one block are ordered by its claim. Blocks on: the kernel.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "host/host_mirror.hpp"
+#include "host/kfd/hsakmt.hpp"
+
+namespace hmmrt::kfd {
+
+enum class Outcome : std::uint8_t { done, refused, limited };
+
+struct AttributeChange {
+  std::uintptr_t addr = 0;
+  std::size_t bytes = 0;
+  SvmAttribute attribute{};  // the first of the change
+  Wish wish = Wish::managed;
+  Outcome outcome = Outcome::done;
+  int status = 0;  // the driver's, where refused
+};
+
+class SvmAttributes {
+ public:
+  static constexpr std::uint64_t k_per_second = 1000, k_burst = 200;
+
+  // nodes[i]: of the context's device i. `report` is called after every change, from any thread.
+  SvmAttributes(const Hsakmt& driver, std::vector<std::uint32_t> nodes, std::uint32_t cpu_node,
+                std::function<void(const AttributeChange&)> report);
+
+  // The GPUs may use the memory, wherever it is.
+  bool manage(std::uintptr_t addr, std::size_t bytes);
+  bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish);
+  bool set_granularity(std::uintptr_t addr, std::size_t bytes, unsigned order, Wish wish);
+  bool tie(std::uintptr_t base, const PageMask& pages, Wish wish);
+  void let_go(std::uintptr_t base, const PageMask& pages);
+  PageMask tied(std::uintptr_t base) const;
+  // Of one block. What the driver would ignore is refused without asking it.
+  bool advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p);
+  // The memory is gone, or no more ours.
+  void forget(std::uintptr_t addr, std::size_t bytes);
+
+ private:
+  struct Known {
+    PageMask tied;
+    std::array<Processor, k_block_pages> preferred;
+    std::array<ProcessorSet, k_block_pages> accessed_by{};
+    Known() { preferred.fill(k_no_processor); }
+  };
+  std::uint32_t node_of(Processor p) const { return p == k_cpu ? cpu_node_ : nodes_[p - 1u]; }
+  // Sets attributes[0..]; reports; the failure text is set when it returns false.
+  bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish);
+  bool allowed(Wish wish);
+  // Sets what Known says of the pages, in runs that are alike.
+  bool restore(std::uintptr_t base, const PageMask& pages, const Known& known, Wish wish);
+
+  const Hsakmt& driver_;
+  const std::vector<std::uint32_t> nodes_;
+  const std::uint32_t cpu_node_;
+  const std::function<void(const AttributeChange&)> report_;
+  mutable std::mutex lock_;
+  std::unordered_map<std::uintptr_t, std::unique_ptr<Known>> known_;  // by block
+  std::atomic<std::uint64_t> ties_{0};                                // blocks with tied pages; 0: nothing to let go
+  std::mutex limit_lock_;
+  std::uint64_t tokens_ = k_burst, refilled_ns_ = 0;
+};
+
+}  // namespace hmmrt::kfd
