@@ -22,6 +22,8 @@ namespace hmmrt::detail {
 // A thread's: the kernel in it, and where it has found memory so far.
 struct standin_thread {
   static constexpr std::size_t k_views = 16;
+  StandinView& view_of(std::uintptr_t at) { return views[(at >> 21) * 0x9e3779b97f4a7c15u >> 60]; }
+
   StandinThread* kernel = nullptr;  // none runs
   bool svm = false;
   unsigned long misses = 0;
@@ -29,18 +31,22 @@ struct standin_thread {
 };
 inline thread_local standin_thread standin;
 
-// A view that has `at` in it. With what was asked for before the kernel is done, unless its view holds still and no miss
-// has come between.
-inline const StandinView& standin_view(std::uintptr_t at, bool write) {
-  StandinView& view = standin.views[(at >> 21) % standin_thread::k_views];
+// Makes `view` one that has `at` in it. With what was asked for before the kernel is done, unless its view still holds and
+// no miss has come between.
+inline const StandinView& standin_view(std::uintptr_t at, bool write, StandinView& view) {
   // Before the stamp is looked at: who changes it then looks here, and waits. See gpu/standin/svm_driver.hpp.
   if (standin.svm) standin.kernel->pass.store((standin.kernel->pass.load(std::memory_order_relaxed) + 2) | 1);
-  if (view.stamp == hmmrt_standin_stamp() && at >= view.begin && at < view.end && (view.writable || !write)) return view;
+  if (view.stamp == hmmrt_standin_stamp() && at >= view.begin && at < view.end && (view.writable || !write))
+    return view;
   ++standin.misses;
   if (hmmrt_standin_view(at, write, &view)) return view;
   std::fprintf(stderr, "stand-in GPU: memory access fault at %#zx: %s\n", static_cast<std::size_t>(at),
                standin.svm ? "the driver lets it have no such access" : "neither its own memory nor pinned");
   std::abort();
+}
+
+inline const StandinView& standin_view(std::uintptr_t at, bool write) {
+  return standin_view(at, write, standin.view_of(at));
 }
 
 // Bytes that may lie across views.
@@ -101,9 +107,9 @@ void store(T* p, const T& v) {
 
 // How many whole elements of the operand, from its `first`, are in one piece, and where they are.
 template <class T, std::uint32_t Kind>
-std::size_t standin_piece(const span_argument<T, Kind>& a, std::size_t first, T** where) {
+std::size_t standin_piece(const span_argument<T, Kind>& a, std::size_t first, StandinView& view, T** where) {
   const std::uintptr_t at = standin_address(a.p + first);
-  const StandinView& view = standin_view(at, Kind != k_read);
+  standin_view(at, Kind != k_read, view);
   *where = reinterpret_cast<T*>(at + static_cast<std::uintptr_t>(view.delta));
   return (view.end - at) / sizeof(T);
 }
@@ -111,11 +117,12 @@ std::size_t standin_piece(const span_argument<T, Kind>& a, std::size_t first, T*
 template <class Fn, class... Args, std::size_t... I>
 void standin_spans(Fn& fn, std::size_t length, std::index_sequence<I...>, const Args&... args) {
   std::tuple<decltype(args.p)...> at;
+  StandinView views[sizeof...(Args)] = {};  // one for each: those of the thread may be in each other's place
   for (std::size_t first = 0, n = 0; first < length; first += n) {
     unsigned long misses = 0;
     do {  // until all of them are known at once
       misses = standin.misses;
-      n = std::min({length - first, standin_piece(args, first, &std::get<I>(at))...});
+      n = std::min({length - first, standin_piece(args, first, views[I], &std::get<I>(at))...});
     } while (misses != standin.misses);
     if (n != 0) {
       fn(std::get<I>(at)..., first, n);

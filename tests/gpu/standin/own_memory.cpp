@@ -90,7 +90,7 @@ void keep_libraries_home() {
       [](dl_phdr_info* info, std::size_t, void*) {
         std::uintptr_t begin = std::numeric_limits<std::uintptr_t>::max(), end = 0;
         for (int i = 0; i < info->dlpi_phnum; ++i) {
-          const ElfW(Phdr) & part = info->dlpi_phdr[i];
+          const ElfW(Phdr)& part = info->dlpi_phdr[i];
           if (part.p_type != PT_LOAD) continue;
           begin = std::min<std::uintptr_t>(begin, info->dlpi_addr + part.p_vaddr);
           end = std::max<std::uintptr_t>(end, info->dlpi_addr + part.p_vaddr + part.p_memsz);

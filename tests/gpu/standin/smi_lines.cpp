@@ -121,7 +121,9 @@ void SmiLines::migrate_end(std::uint32_t node, std::uintptr_t begin, std::uintpt
         gpu_id(to), static_cast<int>(trigger));
   }
 }
-void SmiLines::queue_eviction(std::uint32_t node) { say(9, node, "%lld -%d %x %d\n", now(), getpid(), gpu_id(node), 0); }
+void SmiLines::queue_eviction(std::uint32_t node) {
+  say(9, node, "%lld -%d %x %d\n", now(), getpid(), gpu_id(node), 0);
+}
 void SmiLines::queue_restore(std::uint32_t node) {
   if (new_) {
     say(10, node, "%lld -%d %x %c\n", now(), getpid(), gpu_id(node), '0');

@@ -43,9 +43,9 @@ class SmiLines {
 
  private:
   struct Listener {
-    int fd = -1;          // ours
-    int theirs = -1;      // a duplicate, to see how much waits there
-    int given = -1;       // their number for it, until they close it
+    int fd = -1;      // ours
+    int theirs = -1;  // a duplicate, to see how much waits there
+    int given = -1;   // their number for it, until they close it
     std::uint64_t inode = 0;
     std::uint64_t mask = 0;
     std::uint32_t node = 0;

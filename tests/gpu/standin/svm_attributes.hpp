@@ -45,7 +45,8 @@ class AttributeMap {
   Place end() { return ranges_.end(); }
 
   // Gives [begin, end) attributes; where there are none, `defaults` come first. Ranges that have them already stay whole.
-  void set(std::uintptr_t begin, std::uintptr_t end, const Attributes& defaults, std::span<const HSA_SVM_ATTRIBUTE> set);
+  void set(std::uintptr_t begin, std::uintptr_t end, const Attributes& defaults,
+           std::span<const HSA_SVM_ATTRIBUTE> set);
   // One range where there are no attributes.
   Place make(std::uintptr_t begin, std::uintptr_t end, const Attributes& attributes);
   void erase(std::uintptr_t begin, std::uintptr_t end);

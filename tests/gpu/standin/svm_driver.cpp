@@ -72,7 +72,8 @@ bool Driver::start() {
   };
   // A stack that stays, and no signals of the application's.
   constexpr std::size_t k_stack = std::size_t{4} << 20;
-  void* const stack = mmap(nullptr, k_stack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const stack =
+      mmap(nullptr, k_stack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   keep_home(reinterpret_cast<std::uintptr_t>(stack), reinterpret_cast<std::uintptr_t>(stack) + k_stack);
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);

@@ -37,8 +37,8 @@ struct Vma {
 bool vma_at(std::uintptr_t at, Vma* out);
 
 struct Block {
-  std::uintptr_t hidden = 0;  // 0: none of its pages was ever on a GPU
-  std::uint64_t age = 0;      // when pages last went to a GPU
+  std::uintptr_t hidden = 0;                        // 0: none of its pages was ever on a GPU
+  std::uint64_t age = 0;                            // when pages last went to a GPU
   std::array<std::uint8_t, k_block_pages> where{};  // node: 0 is the process's own memory
   std::array<std::uint16_t, k_standin_gpus + 1> on{};
   std::array<Mask, k_standin_gpus + 1> mapped;  // of each node's GPU
