@@ -7,23 +7,25 @@
 namespace hmmrt::detail {
 
 #ifdef HMMRT_STANDIN_KERNELS
-// For tests: a GPU that is none. Every access asks whether a GPU could make it.
+// For tests: a GPU that is none, and says itself where an access goes (tests/gpu/standin/kernels.hpp).
 inline thread_local std::ptrdiff_t offset = 0;
-inline thread_local bool in_standin_kernel = false;
-void standin_check(std::uintptr_t addr);
+template <std::uint32_t Kind = k_write, class T>
+T* translated(T* p);
+template <class T>
+std::remove_cv_t<T> load(T* p);
+template <class T>
+void store(T* p, const T& v);
+template <class Fn, class... Args>
+void visit_spans(Fn& fn, const Args&... args);
 #else
 // Where the device has managed memory, from where the CPU has it: the same for every pointer of a launch. Set before a
 // launch when it changes (kernel_launch.hpp). One for each file: what is static needs no device linker.
 [[maybe_unused]] static __constant__ std::ptrdiff_t offset;
-#endif
 
-template <class T>
+// `Kind` matters to the stand-in alone.
+template <std::uint32_t Kind = k_write, class T>
 HMMRT_KERNEL T* translated(T* p) {
-  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(offset);
-#ifdef HMMRT_STANDIN_KERNELS
-  if (in_standin_kernel) standin_check(at);
-#endif
-  return reinterpret_cast<T*>(at);
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(offset));
 }
 
 template <class T>
@@ -40,6 +42,7 @@ HMMRT_KERNEL void visit_spans(Fn& fn, const Args&... args) {
   const std::size_t lengths[] = {args.n...};
   if (lengths[0] != 0) fn(translated(args.p)..., std::size_t{0}, lengths[0]);
 }
+#endif
 
 // The bits of a 4- or 8-byte T, for compare-and-swap.
 template <std::size_t Bytes>
@@ -104,7 +107,7 @@ struct op_set {
 };
 template <class T>
 HMMRT_KERNEL T atomic_load(T* p, bool) {
-  return plain_atomic_load(translated(p));
+  return plain_atomic_load(translated<k_read>(p));
 }
 template <class T>
 HMMRT_KERNEL void atomic_store(T* p, T v, bool) {

@@ -2,7 +2,7 @@
 // A stand-in for libamdhip64.so.5, for machines without an AMD GPU: HIP's symbols, built against HIP's own header. A GPU is
 // some memory, streams are threads, and kernels are functions of the test's (kernels.hpp). It is stricter than a GPU where
 // a mistake of the runtime would go unseen: see reachable(). Linked by nobody: it is put in front of the real library by
-// LD_LIBRARY_PATH.
+// LD_LIBRARY_PATH. Beside it stands one for libhsakmt (hsakmt.cpp); with HMMRT_TEST_KFD=1 its GPUs reach all memory.
 //
 //   HMMRT_TEST_HIP_DEVICES=N     how many GPUs there are (1)
 //   HMMRT_TEST_HIP_MEMORY=BYTES  memory of each (1G)
@@ -15,6 +15,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -44,6 +45,8 @@ std::uint64_t number(const char* name, std::uint64_t otherwise) {
   return text != nullptr ? std::strtoull(text, nullptr, 0) : otherwise;
 }
 int device_count() { return static_cast<int>(number("HMMRT_TEST_HIP_DEVICES", 1)); }
+// Memory of a driver's: SVM sees that it is nobody's private memory, and leaves it alone.
+int sharing() { return number("HMMRT_TEST_KFD", 0) != 0 ? MAP_SHARED : MAP_PRIVATE; }
 std::uint64_t device_memory() { return number("HMMRT_TEST_HIP_MEMORY", std::uint64_t{1} << 30); }
 
 // Whether this call is one that fails.
@@ -188,6 +191,7 @@ bool live(hipStream_t stream) {
 extern "C" {
 
 std::atomic<std::uint64_t> hmmrt_standin_changes{0};
+std::atomic<std::uint64_t> hmmrt_standin_svm_bytes[k_standin_gpus];
 
 hipError_t hipGetDeviceCount(int* count) {
   *count = 0;
@@ -214,6 +218,7 @@ hipError_t hipGetDeviceProperties(hipDeviceProp_t* out, int device) {
   out->totalGlobalMem = device_memory();
   out->multiProcessorCount = 4;
   out->warpSize = 64;
+  out->pciBusID = device + 1;  // of domain and device 0
   return hipSuccess;
 }
 hipError_t hipDeviceGetAttribute(int* out, hipDeviceAttribute_t which, int device) {
@@ -226,7 +231,8 @@ hipError_t hipMemGetInfo(size_t* free_bytes, size_t* total) {
   MAY_FAIL(hipErrorInvalidValue);
   const std::shared_lock guard(g_lock);
   *total = device_memory();
-  *free_bytes = *total - g_used[t_device];
+  const std::uint64_t used = g_used[t_device] + hmmrt_standin_svm_bytes[t_device % k_standin_gpus].load();
+  *free_bytes = *total - std::min<std::uint64_t>(used, *total);
   return hipSuccess;
 }
 const char* hipGetErrorString(hipError_t e) {
@@ -259,7 +265,7 @@ hipError_t hipMalloc(void** out, size_t bytes) {
   MAY_FAIL(hipErrorOutOfMemory);
   const std::unique_lock guard(g_lock);
   if (bytes > device_memory() - g_used[t_device]) return keep(hipErrorOutOfMemory);
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, sharing() | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return keep(hipErrorOutOfMemory);
   g_memory[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, t_device, -1};
   g_used[t_device] += bytes;
@@ -277,7 +283,7 @@ hipError_t hipFree(void* memory) {
 }
 hipError_t hipHostMalloc(void** out, size_t bytes, unsigned) {
   MAY_FAIL(hipErrorOutOfMemory);
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, sharing() | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return keep(hipErrorOutOfMemory);
   const std::unique_lock guard(g_lock);
   g_memory[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, -1, -1};
@@ -444,6 +450,21 @@ bool hmmrt_standin_reachable(std::uintptr_t at, std::uintptr_t* begin, std::uint
   if (piece == nullptr || (piece->device >= 0 && piece->device != t_device)) return false;
   *end = *begin + piece->bytes;
   return true;
+}
+bool hmmrt_standin_holds(std::uintptr_t at) {
+  const std::shared_lock guard(g_lock);
+  std::uintptr_t begin = 0;
+  return find(at, &begin) != nullptr;
+}
+int hmmrt_standin_device() { return t_device; }
+std::size_t hmmrt_standin_streams() {
+  const std::lock_guard guard(g_streams_lock);
+  return g_streams.size();
+}
+std::uint64_t hmmrt_standin_used(int device) {
+  const std::shared_lock guard(g_lock);
+  const auto it = g_used.find(device);
+  return it != g_used.end() ? it->second : 0;
 }
 
 }  // extern "C"
