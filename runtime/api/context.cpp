@@ -712,14 +712,14 @@ void Context::driver_reports(std::uint64_t* read, std::uint64_t* lost) {
   if (kfd_ == nullptr) return;
   const kfd::SmiStats s = kfd_->reports();
   *read = s.events - reports_before_.load(std::memory_order_relaxed);
-  *lost = s.damaged + s.unpaired + s.overflowed - lost_before_.load(std::memory_order_relaxed);
+  *lost = s.lost() - lost_before_.load(std::memory_order_relaxed);
 }
 
 void Context::reset_stats() {
   if (kfd_ != nullptr) {
     const kfd::SmiStats s = kfd_->reports();
     reports_before_.store(s.events, std::memory_order_relaxed);
-    lost_before_.store(s.damaged + s.unpaired + s.overflowed, std::memory_order_relaxed);
+    lost_before_.store(s.lost(), std::memory_order_relaxed);
   }
   counters_.reset();
   for (const auto& c : device_counters_) c->reset();

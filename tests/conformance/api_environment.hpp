@@ -42,6 +42,9 @@ inline std::vector<Environment> environments(std::initializer_list<unsigned> cou
     setenv("HMMRT_TEST_HIP_DEVICES", "2", 0);
     all.push_back({one ? "gpu_move_1" : "gpu_move_2", "uffd", "auto", "off", devices, "gpu"});
     all.push_back({one ? "gpu_fallback_1" : "gpu_fallback_2", "uffd", "fallback", "off", devices, "gpu"});
+    // GPUs whose driver moves pages: behind libhsakmt's symbols.
+    setenv("HMMRT_TEST_KFD", "1", 0);
+    all.push_back({one ? "kfd_1" : "kfd_2", "kfd", "auto", "off", devices, "gpu"});
     continue;
 #endif
     all.push_back({one ? "move_1" : "move_2", "uffd", "move", "off", devices});
@@ -80,7 +83,9 @@ class ApiTest : public ::testing::TestWithParam<Environment> {
   hmmrt::context& context() { return *context_; }
   hmmrt_context_t handle() { return context_->get(); }
   // Pointers need no registration, so what is not registered is managed as well.
-  static bool any_pointer() { return std::string(GetParam().host_mirror) == "shim"; }
+  static bool any_pointer() { return std::string(GetParam().host_mirror) != "uffd"; }
+  // Its driver moves pages by itself, and the runtime hears of it later.
+  static bool driven() { return std::string(GetParam().host_mirror) == "kfd"; }
   // Accesses wait for their pages; else a launch brings everything with it.
   static bool faults() { return std::string(GetParam().device) == "soft"; }
   unsigned last_device() const { return GetParam().devices - 1; }
@@ -91,6 +96,10 @@ class ApiTest : public ::testing::TestWithParam<Environment> {
 // For what only a device can do that stops at an access, and goes on later or not at all.
 #define NEEDS_FAULTS(why) \
   if (!faults()) GTEST_SKIP() << "without retryable faults " << (why)
+
+// For what is the runtime's to decide, and not a driver's that moves pages by itself.
+#define NOT_DRIVEN(why) \
+  if (driven()) GTEST_SKIP() << "under a driver that serves faults " << (why)
 
 #define API_SUITE(suite)                                                               \
   INSTANTIATE_TEST_SUITE_P(each, suite, ::testing::ValuesIn(api_test::environments()), \

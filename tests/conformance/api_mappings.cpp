@@ -134,6 +134,7 @@ TEST_P(ApiMappings, write_protected_copies_can_be_written_after_mremap) {
 }
 
 TEST_P(ApiMappings, protection_is_mirrored_to_devices_after_mremap) {
+  NOT_DRIVEN("a forbidden access ends the process");
   Moving m(context(), 8 * k_page);
   ASSERT_TRUE(m.move());
   ASSERT_EQ(mprotect(m.words(), 8 * k_page, PROT_READ), 0);
@@ -272,6 +273,7 @@ TEST_P(ApiMappings, unregistering_loses_nothing_to_a_prefetch_at_the_same_time) 
 }
 
 TEST_P(ApiMappings, memory_unmapped_during_a_launch_can_be_unregistered) {
+  NOT_DRIVEN("a forbidden access ends the process");
   void* const p = mmap(nullptr, 8 * k_block, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   auto* const bytes = static_cast<char*>(p);
   context().register_memory(p, 8 * k_block);
@@ -319,6 +321,7 @@ std::uint32_t* kernels_page() {
 
 TEST_P(ApiMappings, memory_that_no_device_may_see_ends_the_launch) {
   if (!any_pointer()) GTEST_SKIP() << "only anonymous memory is ever managed";
+  NOT_DRIVEN("a forbidden access ends the process");
   const hmmrt::stream s(context());
   if (std::uint32_t* const p = kernels_page(); p != nullptr) {
     s.launch("kernels", 1, AddOne{hmmrt::gptr<std::uint32_t>(p)});
@@ -335,6 +338,7 @@ TEST_P(ApiMappings, memory_that_no_device_may_see_ends_the_launch) {
 }
 
 TEST_P(ApiMappings, a_system_atomic_that_cannot_be_one_ends_the_launch) {
+  NOT_DRIVEN("nobody sees which access is an atomic");
   if (!any_pointer()) GTEST_SKIP() << "only anonymous memory is ever managed";
   open({{"system_atomics", "off"}});
   void* const shared = mmap(nullptr, k_page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -237,7 +237,7 @@ TEST_P(ApiMemory, statistics_agree_with_each_other) {
     device = context().device_stats(0);
     range = b.stats();
   } while (context().stats().device_faults != all.device_faults);
-  EXPECT_EQ(all.device_faults > 0, faults());
+  EXPECT_EQ(all.device_faults > 0, faults() || driven());
   EXPECT_EQ(all.device_faults, device.device_faults);
   EXPECT_EQ(all.device_faults, range.device_faults);
   EXPECT_EQ(hmmrt::bytes_to_device(all), hmmrt::bytes_to_device(device));
@@ -247,7 +247,7 @@ TEST_P(ApiMemory, statistics_agree_with_each_other) {
   EXPECT_EQ(range.bytes_resident_device, b.bytes());
   EXPECT_EQ(all.bytes_resident_device, b.bytes());
   EXPECT_GT(all.bytes_metadata, 0u);
-  EXPECT_EQ(all.device_fault_latency.count > 0, faults());
+  EXPECT_EQ(all.device_fault_latency.count > 0, faults() || driven());
   EXPECT_LE(all.device_fault_latency.p50_ns, all.device_fault_latency.p99_ns);
   EXPECT_LE(all.device_fault_latency.p99_ns, all.device_fault_latency.max_ns);
   EXPECT_EQ(all.batch_size.count, all.fault_batches);
@@ -274,6 +274,7 @@ TEST_P(ApiMemory, twice_the_device_memory_computes_right) {
   for (int round = 0; round < 2; ++round) s.launch("page", b.size() / 1024, Page{b.gpu()});
   s.synchronize();
   for (std::size_t i = 0; i < b.size() / 1024; ++i) ASSERT_EQ(b[i * 1024], 2 * i);
+  if (driven()) return;  // how much of its memory is used is the driver's business
   // A launch that may touch more than the device holds uses it where it is.
   EXPECT_GT(faults() ? context().stats().evictions : context().stats().pages_mapped_remote, 0u);
 }

@@ -78,6 +78,7 @@ TEST_P(GpuLaunch, a_second_launch_moves_nothing) {
 }
 
 TEST_P(GpuLaunch, what_is_attached_comes_and_the_rest_stays) {
+  NOT_DRIVEN("pages come when they are used");
   Buffer used(context(), 4 * k_mib / 4), other(context(), 4 * k_mib / 4);
   std::fill(used.begin(), used.end(), 1u);
   std::fill(other.begin(), other.end(), 1u);
@@ -95,6 +96,7 @@ TEST_P(GpuLaunch, what_is_attached_comes_and_the_rest_stays) {
 }
 
 TEST_P(GpuLaunch, declared_extents_come_before_what_is_attached) {
+  NOT_DRIVEN("pages come when they are used");
   Buffer a(context(), 2 * k_mib / 4), b(context(), 2 * k_mib / 4);
   const hmmrt::stream s(context());
   s.attach(a.data(), a.bytes());
@@ -119,8 +121,10 @@ TEST_P(GpuLaunch, two_working_sets_take_turns_on_a_device_that_holds_one) {
     add_one(sb, b);
     sb.synchronize();
   }
-  EXPECT_GT(context().stats().evictions, 0u);
-  EXPECT_EQ(context().stats().pages_mapped_remote, 0u);
+  if (!driven()) {  // whose reports may be lost
+    EXPECT_GT(context().stats().evictions, 0u);
+    EXPECT_EQ(context().stats().pages_mapped_remote, 0u);
+  }
   for (std::size_t i = 0; i < a.size(); i += 1023) {
     ASSERT_EQ(a[i], 3u);
     ASSERT_EQ(b[i], 3u);
@@ -178,6 +182,7 @@ TEST_P(GpuLaunch, a_kernel_and_the_cpu_talk_over_pinned_memory) {
 }
 
 TEST_P(GpuLaunch, without_remote_mapping_a_launch_says_what_is_in_the_way) {
+  NOT_DRIVEN("nothing is in the way");
   open({{"remote_mapping", "off"}});
   {
     Buffer b(context(), k_mib);
@@ -197,6 +202,7 @@ TEST_P(GpuLaunch, without_remote_mapping_a_launch_says_what_is_in_the_way) {
 }
 
 TEST_P(GpuLaunch, writes_to_what_the_cpu_may_only_read_are_lost) {
+  NOT_DRIVEN("a forbidden access ends the process");
   const Mapping m(2 * k_block);
   std::memset(m.get(), 7, 2 * k_block);
   hmmrt::check(hmmrt_register(handle(), m.get(), 2 * k_block));

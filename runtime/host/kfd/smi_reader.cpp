@@ -52,7 +52,7 @@ Processor SmiReader::processor_of(std::uint32_t gpu_id) const {
 }
 
 bool SmiReader::read() {
-  constexpr std::size_t k_bytes = 4096;
+  constexpr std::size_t k_bytes = 8192;
   std::array<char, k_bytes> bytes;
   std::array<SmiEvent, 64> events;
   std::size_t before = 0;
@@ -65,6 +65,7 @@ bool SmiReader::read() {
     for (;;) {
       const ssize_t n = ::read(fds_[i], bytes.data(), bytes.size());
       if (n <= 0) break;
+      note_full(static_cast<std::size_t>(n));
       std::string_view text(bytes.data(), static_cast<std::size_t>(n));
       for (std::size_t made = events.size(); made == events.size();) {
         made = parsers_[i].parse(&text, events);
@@ -73,14 +74,22 @@ bool SmiReader::read() {
     }
   }
   const std::lock_guard guard(lock_);
-  stats_.damaged = 0;
   SmiCounts counts;
   for (const SmiParser& p : parsers_) counts.malformed += p.counts().malformed;
   stats_.damaged = counts.malformed;
   stats_.unpaired = pairs_.ends_without_start() + pairs_.starts_without_end();
-  stats_.loss = stats_.overflowed != 0 ? SmiLoss::likely : smi_loss(counts, pairs_);
+  stats_.loss = stats_.overflowed + stats_.full != 0 ? SmiLoss::likely : smi_loss(counts, pairs_);
   rounds_.fetch_add(1, std::memory_order_acq_rel);
   return head_ != before;
+}
+
+// A line has at most 96 bytes, and one that does not fit is dropped.
+void SmiReader::note_full(std::size_t bytes) {
+  constexpr std::size_t k_line = 96, k_larger = 8192;
+  if (bytes > buffer_bytes_) buffer_bytes_ = k_larger;
+  if (bytes + k_line <= buffer_bytes_) return;
+  const std::lock_guard guard(lock_);
+  ++stats_.full;
 }
 
 void SmiReader::note_open(SmiKind kind, std::uint32_t gpu, std::uint64_t addr, std::uint64_t time_ns) {

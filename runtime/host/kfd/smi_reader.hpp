@@ -27,8 +27,11 @@ struct SmiStats {
   std::uint64_t damaged = 0;     // lines that could not be read
   std::uint64_t unpaired = 0;    // ends without a start, starts without an end
   std::uint64_t overflowed = 0;  // records that found the ring full
+  std::uint64_t full = 0;  // times that the driver's buffer was found as good as full: it probably dropped what came next
   std::uint64_t queue_evictions = 0;
   SmiLoss loss = SmiLoss::possible;
+  // What speaks for a loss each time: a lower bound.
+  std::uint64_t lost() const { return damaged + unpaired + overflowed + full; }
 };
 
 class SmiReader {
@@ -81,6 +84,7 @@ class SmiReader {
     std::uint64_t addr, time_ns;
   };
 
+  void note_full(std::size_t bytes);
   void understand(const SmiEvent& event);
   void put(const DriverRecord& record);
   void put_moved(const SmiEvent& event, std::uint64_t took_ns);
@@ -96,6 +100,7 @@ class SmiReader {
   std::array<Open, k_open> open_{};
   std::size_t open_count_ = 0;
   std::vector<HostEvent> unmapped_;
+  std::size_t buffer_bytes_ = 1024;  // of the driver, as far as is known: Linux 7.2 has more
 
   mutable SpinLock lock_;  // what follows
   std::vector<DriverRecord> ring_;

@@ -9,7 +9,7 @@
 //   HMMRT_TEST_KFD_SMI_OPEN=0     hsaKmtOpenSMI() fails
 //   HMMRT_TEST_KFD_FAIL=NAME[:N]  the call NAME fails: always, or its N-th time only
 //   HMMRT_TEST_KFD_SMI..., _FIFO  see smi_lines.hpp; HMMRT_TEST_HIP_DEVICES, _MEMORY: see hip.cpp
-// HMMRT_KFD_TOPOLOGY, unless it is set, is set to a directory like /sys/class/kfd/kfd/topology/nodes.
+// HMMRT_TEST_KFD_TOPOLOGY, unless it is set, is set to a directory like /sys/class/kfd/kfd/topology/nodes.
 #include <hsakmt.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -104,7 +104,7 @@ void make_topology() {
     });
   }
   for (std::uint32_t node = 0; node <= gpus(); ++node) write_node(node);
-  setenv("HMMRT_KFD_TOPOLOGY", g_topology.c_str(), 0);
+  setenv("HMMRT_TEST_KFD_TOPOLOGY", g_topology.c_str(), 0);
 }
 
 __attribute__((constructor)) void at_start() {

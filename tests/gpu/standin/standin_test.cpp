@@ -224,7 +224,7 @@ TEST_F(Standin, nodes_are_those_of_hip) {
     HsaMemoryProperties m{};
     ASSERT_EQ(hsaKmtGetNodeMemoryProperties(node, 1, &m), HSAKMT_STATUS_SUCCESS);
     EXPECT_EQ(m.SizeInBytes, k_memory);
-    const std::string at = std::string(getenv("HMMRT_KFD_TOPOLOGY")) + "/" + std::to_string(node) + "/gpu_id";
+    const std::string at = std::string(getenv("HMMRT_TEST_KFD_TOPOLOGY")) + "/" + std::to_string(node) + "/gpu_id";
     std::uint32_t id = 0;
     std::ifstream(at) >> id;
     EXPECT_EQ(id, 0x1000 + node);
