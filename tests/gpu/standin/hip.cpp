@@ -78,8 +78,9 @@ struct Piece {
   int ring;    // what holds the pages, or -1
 };
 std::shared_mutex g_lock;
-std::map<std::uintptr_t, Piece> g_memory;  // device memory, and pinned host memory
-std::map<int, std::uint64_t> g_used;
+std::map<std::uintptr_t, Piece> g_memory;           // device memory, and pinned host memory
+std::atomic<std::uint64_t> g_used[k_standin_gpus];  // bytes of each device
+std::atomic<std::uint64_t>& used(int device) { return g_used[device % k_standin_gpus]; }
 
 void forget(std::map<std::uintptr_t, Piece>::iterator it) {
   g_memory.erase(it);
@@ -231,8 +232,8 @@ hipError_t hipMemGetInfo(size_t* free_bytes, size_t* total) {
   MAY_FAIL(hipErrorInvalidValue);
   const std::shared_lock guard(g_lock);
   *total = device_memory();
-  const std::uint64_t used = g_used[t_device] + hmmrt_standin_svm_bytes[t_device % k_standin_gpus].load();
-  *free_bytes = *total - std::min<std::uint64_t>(used, *total);
+  const std::uint64_t taken = used(t_device) + hmmrt_standin_svm_bytes[t_device % k_standin_gpus].load();
+  *free_bytes = *total - std::min<std::uint64_t>(taken, *total);
   return hipSuccess;
 }
 const char* hipGetErrorString(hipError_t e) {
@@ -264,11 +265,11 @@ hipError_t hipGetLastError() {
 hipError_t hipMalloc(void** out, size_t bytes) {
   MAY_FAIL(hipErrorOutOfMemory);
   const std::unique_lock guard(g_lock);
-  if (bytes > device_memory() - g_used[t_device]) return keep(hipErrorOutOfMemory);
+  if (bytes > device_memory() - used(t_device)) return keep(hipErrorOutOfMemory);
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, sharing() | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return keep(hipErrorOutOfMemory);
   g_memory[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, t_device, -1};
-  g_used[t_device] += bytes;
+  used(t_device) += bytes;
   *out = memory;
   return hipSuccess;
 }
@@ -276,7 +277,7 @@ hipError_t hipFree(void* memory) {
   const std::unique_lock guard(g_lock);
   const auto it = g_memory.find(reinterpret_cast<std::uintptr_t>(memory));
   if (it == g_memory.end() || it->second.device < 0) return keep(hipErrorInvalidValue);
-  g_used[it->second.device] -= it->second.bytes;
+  used(it->second.device) -= it->second.bytes;
   munmap(memory, it->second.bytes);
   forget(it);
   return hipSuccess;
@@ -461,10 +462,6 @@ std::size_t hmmrt_standin_streams() {
   const std::lock_guard guard(g_streams_lock);
   return g_streams.size();
 }
-std::uint64_t hmmrt_standin_used(int device) {
-  const std::shared_lock guard(g_lock);
-  const auto it = g_used.find(device);
-  return it != g_used.end() ? it->second : 0;
-}
+std::uint64_t hmmrt_standin_used(int device) { return used(device); }
 
 }  // extern "C"

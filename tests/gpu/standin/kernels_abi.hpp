@@ -38,7 +38,8 @@ bool hmmrt_standin_holds(std::uintptr_t at);
 // The current device of this thread; in a kernel, whose it is.
 int hmmrt_standin_device();
 std::size_t hmmrt_standin_streams();
-// Bytes of a device's memory that hipMalloc gave out, and those that SVM has, which hipMemGetInfo also takes off.
+// Bytes of a device's memory that hipMalloc gave out, and those that SVM has, which hipMemGetInfo also takes off. Asked by
+// the driver while pages move: no lock, no memory of the heap.
 std::uint64_t hmmrt_standin_used(int device);
 constexpr int k_standin_gpus = 8;
 extern std::atomic<std::uint64_t> hmmrt_standin_svm_bytes[k_standin_gpus];
