@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Memory that nobody prepared: a file mapped into memory, a table from new, results in memory from malloc. Where the
-// kernel module keeps the CPU and the GPU coherent (option host_mirror=shim), the kernel uses these pointers as they
-// are. With userfaultfd it cannot; then the sample says so and hands the same kernel managed copies.
+// kernel module keeps the CPU and the GPU coherent (option host_mirror=shim), or AMD's driver with XNACK on (kfd), the
+// kernel uses these pointers as they are. With userfaultfd it cannot; then the sample says so and hands the same kernel managed copies.
 //
 // The computation: for each 4 KiB of the file, the sum of its bytes' weights.
 #include <fcntl.h>

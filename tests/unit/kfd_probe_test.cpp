@@ -14,6 +14,11 @@
 #include <string>
 
 #include "host/kfd/kfd_abi.h"
+#if __has_include(<hsakmttypes.h>)
+#include <hsakmttypes.h>
+#endif
+
+#include "host/kfd/hsakmt.hpp"
 #include "host/kfd/probe.hpp"
 
 #if __has_include(<drm/drm.h>) && __has_include(<linux/kfd_ioctl.h>)
@@ -287,6 +292,39 @@ TEST(KfdAbi, is_the_kernels) {
 #else
   GTEST_SKIP() << "linux/kfd_ioctl.h needs drm/drm.h (libdrm-dev), to compare with";
 #endif
+}
+
+TEST(KfdAbi, is_that_of_libhsakmt) {
+#if __has_include(<hsakmttypes.h>)
+  const auto same = [](SvmAttr ours, HSA_SVM_ATTR_TYPE theirs) {
+    EXPECT_EQ(static_cast<int>(ours), static_cast<int>(theirs)) << attribute_name(ours);
+  };
+  same(SvmAttr::preferred_location, HSA_SVM_ATTR_PREFERRED_LOC);
+  same(SvmAttr::prefetch_location, HSA_SVM_ATTR_PREFETCH_LOC);
+  same(SvmAttr::access, HSA_SVM_ATTR_ACCESS);
+  same(SvmAttr::access_in_place, HSA_SVM_ATTR_ACCESS_IN_PLACE);
+  same(SvmAttr::no_access, HSA_SVM_ATTR_NO_ACCESS);
+  same(SvmAttr::set_flags, HSA_SVM_ATTR_SET_FLAGS);
+  same(SvmAttr::clear_flags, HSA_SVM_ATTR_CLR_FLAGS);
+  same(SvmAttr::granularity, HSA_SVM_ATTR_GRANULARITY);
+  static_assert(sizeof(SvmAttribute) == sizeof(HSA_SVM_ATTRIBUTE));
+  static_assert(offsetof(SvmAttribute, value) == offsetof(HSA_SVM_ATTRIBUTE, value));
+  static_assert(int{k_flag_host_access} == HSA_SVM_FLAG_HOST_ACCESS);
+  static_assert(int{k_flag_coherent} == HSA_SVM_FLAG_COHERENT);
+  static_assert(sizeof(HsaSystemProperties) == 4 * sizeof(std::uint32_t));
+  static_assert(k_nowhere == INVALID_NODEID);
+#else
+  GTEST_SKIP() << "no hsakmttypes.h (libhsakmt-dev) to compare with";
+#endif
+}
+
+// With AMD's real library and no driver: what is missing is said.
+TEST(KfdHere, libhsakmt_opens_or_says_why_not) {
+  std::string why;
+  if (Hsakmt::open(&why) == nullptr) {
+    EXPECT_GT(why.size(), 20u);
+    std::printf("%s\n", why.c_str());
+  }
 }
 
 // Whatever this machine has: the probe ends, and says something.

@@ -32,10 +32,9 @@ struct SvmAttribute {
   SvmAttr type;
   std::uint32_t value;
 };
-constexpr std::uint32_t k_nowhere = 0xffffffff;       // INVALID_NODEID: no preference
-constexpr std::uint32_t k_flag_host_access = 1;       // HSA_SVM_FLAG_HOST_ACCESS
-constexpr std::uint32_t k_flag_coherent = 2;          // HSA_SVM_FLAG_COHERENT
-constexpr std::uint32_t k_flag_gpu_read_mostly = 32;  // HSA_SVM_FLAG_GPU_READ_MOSTLY
+constexpr std::uint32_t k_nowhere = 0xffffffff;  // INVALID_NODEID: no preference
+constexpr std::uint32_t k_flag_host_access = 1;  // HSA_SVM_FLAG_HOST_ACCESS
+constexpr std::uint32_t k_flag_coherent = 2;     // HSA_SVM_FLAG_COHERENT
 
 class Hsakmt {
  public:

@@ -27,7 +27,8 @@ struct SmiStats {
   std::uint64_t damaged = 0;     // lines that could not be read
   std::uint64_t unpaired = 0;    // ends without a start, starts without an end
   std::uint64_t overflowed = 0;  // records that found the ring full
-  std::uint64_t full = 0;  // times that the driver's buffer was found as good as full: it probably dropped what came next
+  std::uint64_t full =
+      0;  // times that the driver's buffer was found as good as full: it probably dropped what came next
   std::uint64_t queue_evictions = 0;
   SmiLoss loss = SmiLoss::possible;
   // What speaks for a loss each time: a lower bound.

@@ -50,16 +50,17 @@ struct ThisThread {
     pthread_attr_destroy(&attributes);
     const auto at = reinterpret_cast<std::uintptr_t>(low);
     stack = keep(at, at + bytes);
-    // The main thread's variables are elsewhere.
-    constexpr std::uintptr_t k_around = 16 * k_page;
+    // A thread's variables are at the end of its stack; the main thread's are elsewhere.
     const auto variables = reinterpret_cast<std::uintptr_t>(__builtin_thread_pointer());
+    if (variables >= at && variables < at + bytes) return;
+    constexpr std::uintptr_t k_around = 16 * k_page;
     local = keep(variables - k_around, variables + k_around);
   }
   ~ThisThread() {
     release(stack);
-    release(local);
+    if (local != nullptr) release(local);
   }
-  Kept *stack, *local;
+  Kept *stack, *local = nullptr;
 };
 
 struct Arena {
