@@ -177,6 +177,7 @@ std::unique_ptr<Device> Context::make_device(unsigned index, const std::vector<u
     config.index = index;
     config.memory_bytes = settings_.device_memory;
     config.remote_mapping = settings_.remote_mapping;
+    config.peers = settings_.peer ? this : nullptr;
     return make_gpu_device(
         config, [](const char* text) { log::warn_once(text); }, status);
   }

@@ -6,6 +6,7 @@
 //             frame at A + offset: pointers stored inside managed data work after one addition. reach() moves the window.
 //   remote    managed memory where it is, pinned and mapped by the vendor, at its own address: offset 0. A launch is of
 //             one kind or the other (ReadyPages::remote).
+//   peers     frames of another GPU of the context are copied by the vendor's runtime, and never mapped.
 //   queues    a thread each, for what must wait: making pages ready, host functions. A launch whose pages are ready, on a
 //             queue with nothing else to do, starts in the caller's thread.
 //   quiesce   waits for the kernels that started before it. unmap() first marks the pages, and a launch looks at the
@@ -21,12 +22,12 @@
 #include <vector>
 
 #include "device/gpu/copy_lanes.hpp"
+#include "device/gpu/host_pins.hpp"
 #include "device/gpu/module.hpp"
 
 namespace hmmrt::gpu {
 
 class GpuQueue;
-struct HostPin;
 
 class GpuDevice final : public hmmrt::Device {
  public:
@@ -102,6 +103,7 @@ class GpuDevice final : public hmmrt::Device {
   GpuDevice(DeviceConfig config, const Services& services);
   Error open();
   void describe_itself();
+  void meet(GpuDevice& other);         // g_devices_lock held
   GpuQueue* find(Queue queue);         // it stays: its stream has users
   Mapped* local(std::uintptr_t base);  // table_ held; null outside the window
   bool holds(const ReadyPages& ready);
