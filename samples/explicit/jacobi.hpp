@@ -30,23 +30,27 @@ struct Residual {
   }
 };
 
+struct Plate {  // the GPU's arrays
+  DeviceArray<double> a, b, rows;
+  Plate(const Stream& stream, std::size_t n) : a(stream, n * n), b(stream, n * n), rows(stream, n - 2) {}
+};
+
 // Iterates from the plate in `a` (and its edges in `b`), n * n elements each of the CPU's; the result is in `a`.
-inline samples::Settled relax(const Stream& stream, const samples::Heat& heat, double* a, double* b) {
-  const std::size_t n = heat.n;
-  const DeviceArray<double> on_gpu_a(stream, n * n), on_gpu_b(stream, n * n), on_gpu_rows(stream, n - 2);
-  std::vector<double> rows(n - 2);
-  on_gpu_a.copy_in(a);
-  on_gpu_b.copy_in(b);
+inline samples::Settled relax(const Stream& stream, const Plate& on_gpu, const samples::Heat& heat, double* a,
+                              const double* b) {
+  std::vector<double> rows(heat.n - 2);
+  on_gpu.a.copy_in(a);
+  on_gpu.b.copy_in(b);
 
   samples::Settled out;
-  const DeviceArray<double>*from = &on_gpu_a, *to = &on_gpu_b;
+  const DeviceArray<double>*from = &on_gpu.a, *to = &on_gpu.b;
   const samples::Points points = heat.points();
   for (bool settled = false; out.iterations != heat.iterations && !settled;) {
     stream.launch(points.grid(), Relax{from->get(), to->get(), points});
     ++out.iterations;
     if (out.iterations % heat.check_every == 0 || out.iterations == heat.iterations) {
-      stream.launch({n - 2, 1, 1}, Residual{from->get(), to->get(), on_gpu_rows.get(), points.n});
-      on_gpu_rows.copy_out(rows.data());
+      stream.launch({heat.n - 2, 1, 1}, Residual{from->get(), to->get(), on_gpu.rows.get(), points.n});
+      on_gpu.rows.copy_out(rows.data());
       out.residual = samples::root_of_sum(rows.data(), rows.size());
       settled = out.residual <= heat.tolerance;
     }

@@ -20,22 +20,33 @@ struct Multiply {
   }
 };
 
+struct Matrix {  // the GPU's arrays
+  DeviceArray<std::uint64_t> begin;
+  DeviceArray<std::uint32_t> column;
+  DeviceArray<double> value, x, y;
+  Matrix(const Stream& stream, const samples::Csr& m)
+      : begin(stream, m.rows + std::size_t{1}),
+        column(stream, m.entries()),
+        value(stream, m.entries()),
+        x(stream, m.rows),
+        y(stream, m.rows) {}
+};
+
 // The largest eigenvalue, about; `x` has m.rows elements, of a vector to begin with, and of its eigenvector afterwards.
-inline double power_method(const Stream& stream, const samples::Csr& m, double* x, std::uint64_t repeat) {
+inline double power_method(const Stream& stream, const Matrix& on_gpu, const samples::Csr& m, double* x,
+                           std::uint64_t repeat) {
   const std::size_t n = m.rows;
-  const DeviceArray<std::uint64_t> begin(stream, n + 1);
-  const DeviceArray<std::uint32_t> column(stream, m.entries());
-  const DeviceArray<double> value(stream, m.entries()), on_gpu_x(stream, n), on_gpu_y(stream, n);
   std::vector<double> y(n);
-  begin.copy_in(m.begin.data());
-  column.copy_in(m.column.data());
-  value.copy_in(m.value.data());
+  on_gpu.begin.copy_in(m.begin.data());
+  on_gpu.column.copy_in(m.column.data());
+  on_gpu.value.copy_in(m.value.data());
 
   double eigenvalue = 0;
   for (std::uint64_t step = 0; step != repeat; ++step) {
-    on_gpu_x.copy_in(x);
-    stream.launch({n, 1, 1}, Multiply{begin.get(), column.get(), value.get(), on_gpu_x.get(), on_gpu_y.get()});
-    on_gpu_y.copy_out(y.data());
+    on_gpu.x.copy_in(x);
+    stream.launch({n, 1, 1}, Multiply{on_gpu.begin.get(), on_gpu.column.get(), on_gpu.value.get(), on_gpu.x.get(),
+                                      on_gpu.y.get()});
+    on_gpu.y.copy_out(y.data());
     eigenvalue = samples::normalise(y.data(), x, n);
   }
   return eigenvalue;

@@ -431,15 +431,16 @@ Status GpuDevice::create_queue(Queue* out) {
   if (const Error e = GPU(StreamCreateWithFlags)(&stream, k_stream_flags); e != k_success) {
     return fail(HMMRT_ERROR_SYSTEM, "%s gives no stream: %s", info_.name.c_str(), GPU(GetErrorString)(e));
   }
+  std::unique_ptr<GpuQueue> made;
   try {
-    auto made = std::make_unique<GpuQueue>(*this, stream);
-    const std::lock_guard guard(queues_lock_);
-    *out = next_queue_++;
-    queues_.emplace(*out, std::move(made));
+    made = std::make_unique<GpuQueue>(*this, stream);
   } catch (const std::system_error& e) {
     (void)GPU(StreamDestroy)(stream);
     return fail(HMMRT_ERROR_SYSTEM, "%s: no thread for another queue: %s", info_.name.c_str(), e.what());
   }
+  const std::lock_guard guard(queues_lock_);
+  *out = next_queue_++;
+  queues_.emplace(*out, std::move(made));
   return {};
 }
 
