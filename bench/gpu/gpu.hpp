@@ -24,9 +24,7 @@ struct Plan {
   bool smoke = false;  // small, and without targets: does it run?
   std::string device = "gpu:0";
   int gpus = 1;  // that the vendor's runtime finds
-  std::optional<Target> target(const Target& t) const {
-    return smoke || k_stand_in ? std::nullopt : std::optional(t);
-  }
+  std::optional<Target> target(const Target& t) const { return smoke || k_stand_in ? std::nullopt : std::optional(t); }
 };
 
 // Pages and bytes: migration by prefetch and by launch, out and home, beside pinned copies; GPU to GPU.

@@ -24,7 +24,8 @@ namespace by_hand {
 inline void check(VENDOR(Error_t) e, const char* call) {
   if (e != VENDOR(Success)) throw std::runtime_error(std::string(call) + ": " + VENDOR(GetErrorString)(e));
 }
-#define CHECKED(call) by_hand::check(call, #call)
+#define CHECKED_AS(call) by_hand::check(call, #call)
+#define CHECKED(call) CHECKED_AS(call)  // with the vendor's names in it
 
 #ifdef HMMRT_GPU_SOURCE
 // Items are laid out as hmmrt::launch does, so that only the copies differ.
@@ -40,7 +41,13 @@ __global__ void items(F f, hmmrt_grid_t grid) {
 
 class Stream {
  public:
-  Stream() { CHECKED(VENDOR(StreamCreateWithFlags)(&stream_, VENDOR(StreamNonBlocking))); }
+  Stream() {
+    int gpus = 0;
+    if (const auto e = VENDOR(GetDeviceCount)(&gpus); e != VENDOR(Success) || gpus == 0) {
+      throw std::runtime_error(std::string("no GPU can be used: ") + VENDOR(GetErrorString)(e));
+    }
+    CHECKED(VENDOR(StreamCreateWithFlags)(&stream_, VENDOR(StreamNonBlocking)));
+  }
   ~Stream() { (void)VENDOR(StreamDestroy)(stream_); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
