@@ -108,9 +108,10 @@ class Quickstart {
     hmmrt::managed_buffer<double> a(context_, n * n), b(context_, n * n);
     samples::fill_plate(a.data(), n);  // plain CPU code, plain pointers
     samples::fill_plate(b.data(), n);
+    const samples::Points points{n, n - 2};
     const samples::Stopwatch watch;
     for (std::uint64_t step = 0; step != steps; ++step) {
-      stream_.launch("relax", n - 2, samples::Relax{a.gpu(), b.gpu(), n});
+      stream_.launch("relax", points.grid(), samples::Relax{a.gpu(), b.gpu(), points});
       std::swap(a, b);
     }
     stream_.synchronize();

@@ -94,6 +94,14 @@ Measure compare(std::string name, std::string unit, const Pairs& pairs, Ratio ra
   return m;
 }
 
+Measure added(std::string name, std::string unit, const Pairs& pairs, std::optional<Target> target, std::string note) {
+  std::vector<double> beyond;
+  for (std::size_t i = 0; i < pairs.value.size(); ++i) beyond.push_back(pairs.value[i] - pairs.ceiling[i]);
+  Measure m = alone(std::move(name), std::move(unit), beyond, target, std::move(note));
+  m.ceiling = median(pairs.ceiling);
+  return m;
+}
+
 Measure alone(std::string name, std::string unit, const std::vector<double>& samples, std::optional<Target> target,
               std::string note) {
   Measure m;
@@ -203,7 +211,9 @@ bool Report::write_json(const std::string& path) const {
                         {"criterion", m.criterion()},
                         {"note", m.note}});
   }
-  const nlohmann::json all = {{"machine", machine()}, {"measures", measures}, {"failures", failures_}};
+  nlohmann::json here = machine();
+  for (const auto& [key, what] : machine_notes_) here[key] = what;
+  const nlohmann::json all = {{"machine", here}, {"measures", measures}, {"failures", failures_}};
   std::ofstream out(path);
   out << all.dump(2) << '\n';
   return static_cast<bool>(out.flush());

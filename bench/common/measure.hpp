@@ -9,6 +9,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace bench {
@@ -61,9 +62,10 @@ struct Measure {
   std::string criterion() const;  // ">= 0.90 x ceiling"; "" without a target
 };
 
-// A measure beside its ceiling, and one that stands alone.
+// A measure beside its ceiling; what it costs beyond its floor (the difference, pair by pair); and one that stands alone.
 Measure compare(std::string name, std::string unit, const Pairs& pairs, Ratio ratio, std::optional<Target> target,
                 std::string note);
+Measure added(std::string name, std::string unit, const Pairs& pairs, std::optional<Target> target, std::string note);
 Measure alone(std::string name, std::string unit, const std::vector<double>& samples, std::optional<Target> target,
               std::string note);
 
@@ -74,6 +76,8 @@ class Report {
   // Something that went wrong so that measures are missing; makes the run fail.
   void fail(const std::string& suite, const std::string& what);
 
+  // One more thing that readers must know of the machine.
+  void note_machine(const std::string& key, const std::string& what) { machine_notes_.emplace_back(key, what); }
   bool write_json(const std::string& path) const;
   void print_summary() const;
   // Whether nothing failed and every target was met.
@@ -83,6 +87,7 @@ class Report {
  private:
   std::vector<Measure> measures_;
   std::vector<std::string> failures_;
+  std::vector<std::pair<std::string, std::string>> machine_notes_;
 };
 
 // --- suites --------------------------------------------------------------------------------------------------------

@@ -195,7 +195,8 @@ HMMRT_API hmmrt_result_t hmmrt_context_get_info(hmmrt_context_t context, hmmrt_c
 #define HMMRT_DEVICE_ACCESS_COUNTERS (1u << 2)  /* counts remote accesses, so that hot regions can migrate */
 #define HMMRT_DEVICE_COHERENT (1u << 3)         /* the CPU can address its memory directly */
 #define HMMRT_DEVICE_SYSTEM_ATOMICS (1u << 4)   /* its atomics on system memory are atomic to the CPU */
-#define HMMRT_DEVICE_PEER (1u << 5)             /* can map and copy other devices' memory */
+#define HMMRT_DEVICE_PEER (1u << 5)             /* can use pages of other devices' memory where they are */
+#define HMMRT_DEVICE_PEER_COPY (1u << 6)        /* copies pages of other devices itself, not by way of system memory */
 
 typedef struct hmmrt_device_info {
   size_t size;

@@ -231,7 +231,7 @@ hmmrt_result_t hmmrt_device_get_info(hmmrt_context_t context, uint32_t device, h
                        (from.caps.access_counters ? HMMRT_DEVICE_ACCESS_COUNTERS : 0u) |
                        (from.caps.coherent ? HMMRT_DEVICE_COHERENT : 0u) |
                        (from.caps.system_atomics ? HMMRT_DEVICE_SYSTEM_ATOMICS : 0u) |
-                       (from.caps.peer ? HMMRT_DEVICE_PEER : 0u);
+                       (from.caps.peer ? HMMRT_DEVICE_PEER : 0u) | (from.caps.peer_copy ? HMMRT_DEVICE_PEER_COPY : 0u);
     out.compute_units = from.compute_units;
     out.wave_size = from.wave_size;
     out.fault_buffer_entries = from.fault_buffer_entries;

@@ -235,6 +235,7 @@ std::unique_ptr<Device> Context::make_device(unsigned index, const std::vector<u
                        },
                        host_.get()};
     }
+    config.peers = settings_.peer ? this : nullptr;
     return make_gpu_device(
         config, [](const char* text) { log::warn_once(text); }, status);
   }

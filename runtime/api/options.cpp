@@ -51,7 +51,7 @@ constexpr std::array k_table = {
     Option{"remote_mapping", "HMMRT_REMOTE_MAPPING", T::boolean, "on", 0, 0, nullptr, &S::remote_mapping,
            "Devices can map memory that stays where it is."},
     Option{"peer", "HMMRT_PEER", T::boolean, "on", 0, 0, nullptr, &S::peer,
-           "Devices can map and copy each other's memory."},
+           "Devices copy each other's memory, and software GPUs map it; off: by way of system memory."},
     Option{"system_atomics", "HMMRT_SYSTEM_ATOMICS", T::boolean, "on", 0, 0, nullptr, &S::system_atomics,
            "Device atomics reach host memory; off: such a page is lent to the device alone (exclusive access)."},
     Option{"access_counters", "HMMRT_ACCESS_COUNTERS", T::boolean, "on", 0, 0, nullptr, &S::access_counters,

@@ -30,7 +30,8 @@ struct DeviceCaps {
   bool access_counters = false;   // counts remote accesses and reports hot regions
   bool coherent = false;          // the CPU can address frames directly
   bool system_atomics = false;    // atomics on a host mapping are atomic with the CPU's
-  bool peer = false;              // can map and copy another device's frames
+  bool peer = false;              // can map another device's frames; then also peer_copy
+  bool peer_copy = false;         // can copy another device's frames into its own
   bool dirty_bits = false;        // unmap() tells which pages were written; otherwise it says all of them
   bool placed = false;            // a page's frame follows from its address: see reach()
 };

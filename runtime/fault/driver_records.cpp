@@ -51,12 +51,11 @@ void FaultService::steer(Block& block, Processor to, const PageMask& pages, cons
   carry_out(house_, work, device_pipeline_.spare());
 }
 
-// Pages that a policy wants used where they are: the driver is told before they go home, or the next fault would take them
-// back. Claim held.
+// Pages that a policy wants used where they are. Claim held.
 void FaultService::tie_home(Block& block, Processor device, const PageMask& pages, Wish wish) {
   if (pages.none() || !house_.host.tie(block.base, pages, wish)) return;
   const PageMask away = pages - block.on_cpu;
-  if (away.any()) steer(block, k_cpu, away, {}, Cause::coherence, false);
+  if (away.any()) steer(block, k_cpu, away, {}, Cause::coherence, true);
   steer(block, device, {}, pages & block.on_cpu, Cause::fault, false);
 }
 

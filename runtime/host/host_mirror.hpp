@@ -216,7 +216,8 @@ class HostMirror {
   virtual bool set_granularity(std::uintptr_t /*addr*/, std::size_t /*bytes*/, unsigned /*order*/, Wish /*wish*/) {
     return false;
   }
-  // Ties pages of a block to system memory, where devices use them in place, until let_go(). False as above. Claim held.
+  // Brings pages of a block home and ties them to system memory, where devices use them in place, until let_go(). False as
+  // above. Claim held.
   virtual bool tie(std::uintptr_t /*base*/, const PageMask& /*pages*/, Wish /*wish*/) { return false; }
   virtual void let_go(std::uintptr_t /*base*/, const PageMask& /*pages*/) {}
   // Passes a user's advice on. False: the driver knows nothing like it, or ignores it.

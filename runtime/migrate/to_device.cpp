@@ -76,9 +76,11 @@ void find_frames(House& house, Work& w, Work& spare) {
   w.allocated = need;
 }
 
-// Without peer copies, pages of other devices come by way of system memory.
+// Pages of other devices that this one can neither map there nor copy from there come by way of system memory. So do, for
+// a device that only copies, those of all but one: it has the whole wish after one round, and none is mapped.
 void bring_home_first(House& house, Work& w, Work& spare) {
-  if (house.device(w.to).info().caps.peer) return;
+  const DeviceCaps& caps = house.device(w.to).info().caps;
+  if (caps.peer) return;
   Block& b = *w.block;
   PageMask elsewhere;
   for (Processor p = 1; p <= house.device_count; ++p) {
@@ -87,6 +89,10 @@ void bring_home_first(House& house, Work& w, Work& spare) {
   }
   elsewhere = elsewhere & (w.pages | w.duplicate | w.remote);
   elsewhere = elsewhere - b.on_cpu - b.part(w.to)->resident;
+  if (caps.peer_copy) {
+    const Processor owner = main_owner(house, b, elsewhere - w.remote);
+    if (owner != k_no_processor) elsewhere = elsewhere - (b.part(owner)->resident - w.remote);
+  }
   if (elsewhere.none()) return;
   reset(spare);
   spare.block = &b;
@@ -94,6 +100,7 @@ void bring_home_first(House& house, Work& w, Work& spare) {
   spare.pages = elsewhere;
   spare.faulted = elsewhere & w.faulted;
   spare.cause = w.cause;
+  spare.happened = w.happened;
   carry_out(house, spare, spare);
   const PageMask stuck = elsewhere - b.on_cpu;
   w.refused |= stuck;
@@ -145,6 +152,7 @@ void prepare_to_device(House& house, Work& w, Work& spare) {
   w.satisfied |= w.faulted & part->exclusive & part->mapped;
   bring_home_first(house, w, spare);
   find_frames(house, w, spare);
+  bring_home_first(house, w, spare);  // what found no frame, and is to be mapped where it is
 
   const PageMask moving = w.pages;
   if (moving.any()) {

@@ -101,10 +101,13 @@ std::vector<Feature> features(const hmmrt_context_info_t* info, const Probe& amd
 }
 
 std::string capabilities(std::uint32_t bits) {
-  static const std::pair<std::uint32_t, const char*> k_names[] = {
-      {HMMRT_DEVICE_RETRYABLE_FAULTS, "retryable faults"}, {HMMRT_DEVICE_REMOTE_MAPPING, "remote mapping"},
-      {HMMRT_DEVICE_ACCESS_COUNTERS, "access counters"},   {HMMRT_DEVICE_COHERENT, "coherent"},
-      {HMMRT_DEVICE_SYSTEM_ATOMICS, "system atomics"},     {HMMRT_DEVICE_PEER, "peer"}};
+  static const std::pair<std::uint32_t, const char*> k_names[] = {{HMMRT_DEVICE_RETRYABLE_FAULTS, "retryable faults"},
+                                                                  {HMMRT_DEVICE_REMOTE_MAPPING, "remote mapping"},
+                                                                  {HMMRT_DEVICE_ACCESS_COUNTERS, "access counters"},
+                                                                  {HMMRT_DEVICE_COHERENT, "coherent"},
+                                                                  {HMMRT_DEVICE_SYSTEM_ATOMICS, "system atomics"},
+                                                                  {HMMRT_DEVICE_PEER, "peer"},
+                                                                  {HMMRT_DEVICE_PEER_COPY, "peer copies"}};
   std::string text;
   for (const auto& [bit, name] : k_names) {
     if ((bits & bit) != 0) text += (text.empty() ? "" : ", ") + std::string(name);

@@ -15,22 +15,41 @@
 
 namespace samples {
 
-// Relaxes row i.x + 1 of `from` into `to`: a grid of n - 2 work items. Bulk access, so at memory speed.
+// out[j] = the mean of four neighbours.
+HMMRT_KERNEL inline void relax_points(const double* u, const double* l, const double* r, const double* d,
+                                      double* __restrict out, std::size_t count) {
+  for (std::size_t j = 0; j != count; ++j) out[j] = 0.25 * (u[j] + l[j] + r[j] + d[j]);
+}
+
+// Which points of the plate a work item has: `width` of them, or what is left of the row. Whole rows suit the software GPU,
+// which translates a span at a time; on a real one neighbouring work items should read neighbouring points: 1.
+struct Points {
+  std::ptrdiff_t n, width;
+  hmmrt_grid_t grid() const {
+    return {static_cast<std::uint64_t>((n - 2 + width - 1) / width), static_cast<std::uint64_t>(n - 2), 1};
+  }
+  HMMRT_KERNEL std::ptrdiff_t first(const hmmrt::item& i) const {
+    return (static_cast<std::ptrdiff_t>(i.y) + 1) * n + 1 + static_cast<std::ptrdiff_t>(i.x) * width;
+  }
+  HMMRT_KERNEL std::size_t count(const hmmrt::item& i) const {
+    const std::ptrdiff_t left = n - 2 - static_cast<std::ptrdiff_t>(i.x) * width;
+    return static_cast<std::size_t>(left < width ? left : width);
+  }
+};
+
+// Relaxes points of `from` into `to`: a grid of points.grid() work items. Bulk access, so at memory speed.
 struct Relax {
   hmmrt::gptr<const double> from;
   hmmrt::gptr<double> to;
-  std::ptrdiff_t n;
+  Points points;
   HMMRT_KERNEL void operator()(const hmmrt::item& i) const {
-    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(i.x) + 1;
-    const auto above = from + (row - 1) * n + 1, left = from + row * n, below = from + (row + 1) * n + 1;
-    const std::size_t count = static_cast<std::size_t>(n) - 2;
-    hmmrt::with_spans(
-        [](const double* u, const double* l, const double* r, const double* d, double* __restrict out, std::size_t,
-           std::size_t k) {
-          for (std::size_t j = 0; j != k; ++j) out[j] = 0.25 * (u[j] + l[j] + r[j] + d[j]);
-        },
-        hmmrt::read(above, count), hmmrt::read(left, count), hmmrt::read(left + 2, count), hmmrt::read(below, count),
-        hmmrt::write(to + row * n + 1, count));
+    const std::ptrdiff_t first = points.first(i), n = points.n;
+    const std::size_t count = points.count(i);
+    hmmrt::with_spans([](const double* u, const double* l, const double* r, const double* d, double* out, std::size_t,
+                         std::size_t k) { relax_points(u, l, r, d, out, k); },
+                      hmmrt::read(from + (first - n), count), hmmrt::read(from + (first - 1), count),
+                      hmmrt::read(from + (first + 1), count), hmmrt::read(from + (first + n), count),
+                      hmmrt::write(to + first, count));
   }
 };
 

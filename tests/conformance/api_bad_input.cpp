@@ -241,11 +241,16 @@ TEST_P(ApiBadInput, memory_of_another_context) {
   EXPECT_EQ(hmmrt_register(other.get(), m.get(), 2 * k_page), HMMRT_SUCCESS) << hmmrt_last_error_detail();
 }
 
+struct Throw {
+  HMMRT_KERNEL void operator()(const hmmrt::item&) const {
+#ifndef COMPILING_FOR_GPU
+    throw std::runtime_error("mine");
+#endif
+  }
+};
+
 TEST_P(ApiBadInput, exceptions_out_of_kernels_and_host_functions) {
   NEEDS_FAULTS("a kernel cannot throw");
-  struct Throw {
-    void operator()(const hmmrt::item&) const { throw std::runtime_error("mine"); }
-  };
   const hmmrt::stream s(context());
   s.launch("thrower", 100, Throw{});
   EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_EXCEPTION,
@@ -257,13 +262,14 @@ TEST_P(ApiBadInput, exceptions_out_of_kernels_and_host_functions) {
   s.synchronize();
 }
 
+struct Read {
+  hmmrt::gptr<std::uint32_t> p, out;
+  HMMRT_KERNEL void operator()(const hmmrt::item&) const { *out = p[std::ptrdiff_t{1} << 40].load(); }
+};
+
 TEST_P(ApiBadInput, a_kernel_that_reads_out_of_bounds) {
   NEEDS_FAULTS("nobody sees a wrong address");
   hmmrt::managed_buffer<std::uint32_t> b(context(), k_block / 4);
-  struct Read {
-    hmmrt::gptr<std::uint32_t> p, out;
-    void operator()(const hmmrt::item&) const { *out = p[std::ptrdiff_t{1} << 40].load(); }
-  };
   const hmmrt::stream s(context());
   s.launch("far_read", 1, Read{b.gpu(), b.gpu()});
   EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_ILLEGAL_ADDRESS, "kernel 'far_read': read of 0x");

@@ -143,18 +143,19 @@ TEST_P(ApiMemory, a_hint_that_changes_nothing_is_counted) {
   EXPECT_EQ(b.stats().hints_without_effect, 1u);
 }
 
+struct Copy {
+  hmmrt::gptr<const std::uint32_t> from;
+  hmmrt::gptr<std::uint32_t> to;
+  HMMRT_KERNEL void operator()(const hmmrt::item& i) const {
+    const auto k = static_cast<std::ptrdiff_t>(i.x);
+    to[k] = from[k * 128].load();
+  }
+};
+
 TEST_P(ApiMemory, read_mostly_data_is_read_by_all_and_a_write_is_seen_by_all) {
   hmmrt::managed_buffer<std::uint32_t> in(context(), k_block / 4), out(context(), 4096);
   for (auto& v : in) v = 3;
   in.advise(HMMRT_ADVISE_SET_READ_MOSTLY);
-  struct Copy {
-    hmmrt::gptr<const std::uint32_t> from;
-    hmmrt::gptr<std::uint32_t> to;
-    void operator()(const hmmrt::item& i) const {
-      const auto k = static_cast<std::ptrdiff_t>(i.x);
-      to[k] = from[k * 128].load();
-    }
-  };
   for (std::uint32_t round = 0; round < 3; ++round) {
     for (unsigned d = 0; d <= last_device(); ++d) {
       const hmmrt::stream s(context(), d);
@@ -262,15 +263,16 @@ TEST_P(ApiMemory, statistics_agree_with_each_other) {
   EXPECT_EQ(zero.bytes_managed, all.bytes_managed);
 }
 
+struct Page {
+  hmmrt::gptr<std::uint32_t> p;
+  HMMRT_KERNEL void operator()(const hmmrt::item& i) const {
+    p[static_cast<std::ptrdiff_t>(i.x * 1024)] += static_cast<std::uint32_t>(i.x);
+  }
+};
+
 TEST_P(ApiMemory, twice_the_device_memory_computes_right) {
   hmmrt::managed_buffer<std::uint32_t> b(context(), (std::size_t{128} << 20) / 4);
   const hmmrt::stream s(context());
-  struct Page {
-    hmmrt::gptr<std::uint32_t> p;
-    void operator()(const hmmrt::item& i) const {
-      p[static_cast<std::ptrdiff_t>(i.x * 1024)] += static_cast<std::uint32_t>(i.x);
-    }
-  };
   for (int round = 0; round < 2; ++round) s.launch("page", b.size() / 1024, Page{b.gpu()});
   s.synchronize();
   for (std::size_t i = 0; i < b.size() / 1024; ++i) ASSERT_EQ(b[i * 1024], 2 * i);

@@ -105,6 +105,7 @@ World::World(const WorldConfig& config)
     c.system_atomics = r.chance(50);
     c.remote_mapping = !r.chance(20);
     c.peer = !r.chance(30);
+    c.peer_mapping = !r.chance(30);
     c.access_counter_threshold = r.chance(50) ? 8 : 256;
     c.deterministic = true;
     c.seed = r.next();

@@ -69,6 +69,7 @@ TEST(SoftCopy, peers_copy_and_map_each_others_frames) {
   Rig first(a);
   Rig second(b);
   EXPECT_TRUE(first.device.info().caps.peer);
+  EXPECT_TRUE(first.device.info().caps.peer_copy);
   EXPECT_EQ(second.device.info().name, "soft:1");
   const Frame theirs = allocate_one(first.device);
   const Frame ours = allocate_one(second.device);

@@ -12,7 +12,7 @@ std::size_t bytes_of(const CopyRun& run) { return std::size_t{run.pages} * k_pag
 
 }  // namespace
 
-Error CopyLanes::open(std::byte* pool) {
+Error CopyLanes::open(const Pool& pool) {
   pool_ = pool;
   if (const Error e = GPU(StreamCreateWithFlags)(&to_device_, k_stream_flags); e != k_success) return e;
   if (const Error e = GPU(StreamCreateWithFlags)(&to_host_, k_stream_flags); e != k_success) return e;
@@ -50,13 +50,26 @@ void CopyLanes::give_lane(std::size_t lane) {
   free_.push_back(lane);
 }
 
+// Starts it.
+bool CopyLanes::copy_from_peer(const CopyRun& run) {
+  const Pool& peer = peers_[run.peer];
+  if (peer.first == nullptr) return false;
+  const std::byte* from = peer.first + std::size_t{run.peer_frame} * k_page_size;
+  return GPU(MemcpyPeerAsync)(address(run.frame), pool_.ordinal, from, peer.ordinal, bytes_of(run), to_device_) ==
+         k_success;
+}
+
 bool CopyLanes::copy_directly(std::span<const CopyRun> runs) {
   return std::all_of(runs.begin(), runs.end(), [&](const CopyRun& run) {
-    std::byte* frame = pool_ + std::size_t{run.frame} * k_page_size;
-    if (run.kind == CopyKind::host_to_device) {
-      return GPU(Memcpy)(frame, run.host, bytes_of(run), k_to_device) == k_success;
+    switch (run.kind) {
+      case CopyKind::host_to_device:
+        return GPU(Memcpy)(address(run.frame), run.host, bytes_of(run), k_to_device) == k_success;
+      case CopyKind::device_to_host:
+        return GPU(Memcpy)(run.host, address(run.frame), bytes_of(run), k_to_host) == k_success;
+      case CopyKind::peer_to_device:
+        return copy_from_peer(run) && GPU(StreamSynchronize)(to_device_) == k_success;
     }
-    return run.kind == CopyKind::device_to_host && GPU(Memcpy)(run.host, frame, bytes_of(run), k_to_host) == k_success;
+    return false;
   });
 }
 
@@ -64,7 +77,11 @@ bool CopyLanes::fill(Lane& lane, std::span<const CopyRun> runs) {
   std::size_t offset = 0;
   bool out = false;
   for (const CopyRun& run : runs) {
-    std::byte* frame = pool_ + std::size_t{run.frame} * k_page_size;
+    std::byte* frame = address(run.frame);
+    if (run.kind == CopyKind::peer_to_device) {
+      if (!copy_from_peer(run)) return false;
+      continue;
+    }
     if (run.kind == CopyKind::device_to_host) {
       lane.landings[lane.landing_count++] = {run.host, offset, bytes_of(run)};
       if (GPU(MemcpyAsync)(lane.pinned + offset, frame, bytes_of(run), k_to_host, to_host_) != k_success) return false;
@@ -87,7 +104,7 @@ CopyTicket CopyLanes::start(std::span<const CopyRun> runs) {
   bool one_way = true;
   for (const CopyRun& run : runs) {
     total += bytes_of(run);
-    one_way = one_way && run.kind == runs[0].kind && run.kind != CopyKind::peer_to_device;
+    one_way = one_way && run.kind == runs[0].kind;
   }
   if (runs.empty()) return 0;
   const std::size_t index = one_way && total <= k_block_size ? take_lane() : k_lanes;
@@ -124,8 +141,8 @@ bool CopyLanes::zero(const PageMask& pages, const Frame* frames) {
     for (unsigned page = first; page < first + count;) {
       unsigned end = page + 1;
       while (end < first + count && frames[end] == frames[end - 1] + 1) ++end;
-      std::byte* at = pool_ + std::size_t{frames[page]} * k_page_size;
-      ok = GPU(MemsetAsync)(at, 0, (end - page) * k_page_size, to_device_) == k_success && ok;
+      const std::size_t bytes = (end - page) * k_page_size;
+      ok = GPU(MemsetAsync)(address(frames[page]), 0, bytes, to_device_) == k_success && ok;
       page = end;
     }
   });

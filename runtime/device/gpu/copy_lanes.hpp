@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The copy engines of a real GPU, both directions at once. Managed memory is pageable, which a GPU copies slowly and one
 // piece at a time, so bytes go by way of pinned lanes: while one piece crosses the bus, the CPU fills or empties the next.
-// Thread: any.
+// Frames of other GPUs come through no lane's memory: the vendor's runtime copies them, over what connects the two or by
+// staging them itself.
+// Thread: any; set_peer() only while nothing is copied.
 #pragma once
 
 #include <array>
@@ -20,9 +22,17 @@ class CopyLanes {
   static constexpr std::size_t k_lanes = 16;  // blocks on their way at once, each way; more are copied without
   static constexpr std::size_t k_piece = std::size_t{512} << 10;
 
-  // `pool` is the address of frame 0.
-  Error open(std::byte* pool);
+  struct Pool {                  // of a GPU's frames
+    std::byte* first = nullptr;  // frame 0
+    int ordinal = -1;            // as the vendor counts
+  };
+
+  Error open(const Pool& pool);
   ~CopyLanes();
+
+  const Pool& pool() const { return pool_; }
+  // Where frames of `peer` are; no Pool{}: nowhere any more.
+  void set_peer(Processor peer, const Pool& pool) { peers_[peer] = pool; }
 
   CopyTicket start(std::span<const CopyRun> runs);
   bool wait(CopyTicket ticket);
@@ -46,8 +56,11 @@ class CopyLanes {
   void give_lane(std::size_t lane);
   bool copy_directly(std::span<const CopyRun> runs);
   bool fill(Lane& lane, std::span<const CopyRun> runs);
+  bool copy_from_peer(const CopyRun& run);
+  std::byte* address(Frame frame) const { return pool_.first + std::size_t{frame} * k_page_size; }
 
-  std::byte* pool_ = nullptr;
+  Pool pool_;
+  std::array<Pool, k_max_processors> peers_;
   Stream to_device_{}, to_host_{};
   std::vector<Lane> lanes_;
   std::mutex lock_;

@@ -21,81 +21,6 @@ std::uint64_t steady_ns() {
   return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
 
-}  // namespace
-
-// What the vendor has pinned is pinned for all its GPUs, and cannot be pinned twice. So GPUs share it; and since whoever had
-// it pinned maps all of it, and whoever unmaps a page of it makes all of them let go (drop()), no page stays pinned that
-// nobody maps: it could not move, or the application could have dropped it and find another in its place.
-struct HostPin {
-  std::byte* host;
-  std::size_t bytes;
-};
-
-namespace {
-
-std::mutex g_pins_lock;
-std::map<std::byte*, std::weak_ptr<HostPin>> g_pins;
-
-// What pins [host, host + bytes), and perhaps more. Empty, and why, when it cannot all be pinned.
-std::vector<std::shared_ptr<HostPin>> take_pins(std::byte* host, std::size_t bytes, std::string* why) {
-  std::vector<std::shared_ptr<HostPin>> out;
-  const std::lock_guard guard(g_pins_lock);
-  std::byte* const end = host + bytes;
-  const auto pin = [&](std::byte* from, std::byte* to) {
-    const auto size = static_cast<std::size_t>(to - from);
-    if (const Error e = GPU(HostRegister)(from, size, GPU(HostRegisterMapped) | GPU(HostRegisterPortable));
-        e != k_success) {
-      (void)GPU(GetLastError)();
-      *why = GPU(GetErrorString)(e);
-      return false;
-    }
-    void* seen = nullptr;
-    if (GPU(HostGetDevicePointer)(&seen, from, 0) != k_success || seen != from) {
-      (void)GPU(HostUnregister)(from);
-      *why = "pinned memory has another address on the GPU";
-      return false;
-    }
-    out.push_back(std::make_shared<HostPin>(HostPin{from, size}));
-    g_pins[from] = out.back();
-    return true;
-  };
-  auto next = g_pins.upper_bound(host);
-  if (next != g_pins.begin()) --next;
-  std::byte* at = host;
-  while (at < end) {
-    std::shared_ptr<HostPin> known;
-    while (next != g_pins.end() && next->first < end) {
-      known = next->second.lock();
-      ++next;
-      if (known != nullptr && known->host + known->bytes > at) break;
-      known.reset();
-    }
-    std::byte* const gap_end = known != nullptr ? std::max(known->host, at) : end;
-    if (at < gap_end && !pin(at, gap_end)) break;
-    at = gap_end;
-    if (known == nullptr) continue;
-    at = known->host + known->bytes;
-    out.push_back(std::move(known));
-  }
-  if (at >= end) return out;
-  for (std::shared_ptr<HostPin>& taken : out) {
-    if (taken.use_count() == 1) {
-      (void)GPU(HostUnregister)(taken->host);
-      g_pins.erase(taken->host);
-    }
-  }
-  return {};
-}
-
-void give_pin(std::shared_ptr<HostPin>& pin) {
-  const std::lock_guard guard(g_pins_lock);
-  if (pin.use_count() == 1) {
-    (void)GPU(HostUnregister)(pin->host);
-    g_pins.erase(pin->host);
-  }
-  pin.reset();
-}
-
 // All devices of this process.
 std::mutex g_devices_lock;
 std::vector<GpuDevice*> g_devices;
@@ -130,10 +55,29 @@ Error GpuDevice::open() {
   frames_ = bytes / k_page_size;
   mapped_.resize(bytes / k_block_size);
   describe_itself();
-  if (const Error e = lanes_.open(pool_); e != k_success) return e;
+  if (const Error e = lanes_.open({pool_, static_cast<int>(config_.ordinal)}); e != k_success) return e;
   const std::lock_guard guard(g_devices_lock);
+  for (GpuDevice* other : g_devices) {
+    if (config_.peers == nullptr || other->config_.peers != config_.peers) continue;
+    meet(*other);
+    other->meet(*this);
+  }
+  use();
   g_devices.push_back(this);
   return k_success;
+}
+
+// From now on frames of `other` can be copied here. Direct access makes that faster where there is a way; it is not needed.
+void GpuDevice::meet(GpuDevice& other) {
+  lanes_.set_peer(device_processor(other.config_.index), other.lanes_.pool());
+  if (other.config_.ordinal == config_.ordinal) return;
+  int direct = 0;
+  const auto mine = static_cast<int>(config_.ordinal), theirs = static_cast<int>(other.config_.ordinal);
+  if (GPU(DeviceCanAccessPeer)(&direct, mine, theirs) == k_success && direct != 0) {
+    use();
+    (void)GPU(DeviceEnablePeerAccess)(theirs, 0);  // enabled already, or refused: no matter
+  }
+  (void)GPU(GetLastError)();
 }
 
 void GpuDevice::describe_itself() {
@@ -152,6 +96,7 @@ void GpuDevice::describe_itself() {
   }
   info_.description += ": no retryable faults, pages are brought here before a launch";
   info_.caps.placed = true;
+  info_.caps.peer_copy = config_.peers != nullptr;
   info_.caps.remote_mapping = config_.remote_mapping && attribute(k_can_map_host) != 0;
   info_.caps.system_atomics = attribute(k_native_atomics) != 0;
 }
@@ -160,6 +105,11 @@ GpuDevice::~GpuDevice() {
   {
     const std::lock_guard guard(g_devices_lock);
     std::erase(g_devices, this);
+    for (GpuDevice* other : g_devices) {
+      if (config_.peers != nullptr && other->config_.peers == config_.peers) {
+        other->lanes_.set_peer(device_processor(config_.index), {});
+      }
+    }
   }
   use();
   queues_.clear();

@@ -6,6 +6,7 @@
 //             frame at A + offset: pointers stored inside managed data work after one addition. reach() moves the window.
 //   remote    managed memory where it is, pinned and mapped by the vendor, at its own address: offset 0. A launch is of
 //             one kind or the other (ReadyPages::remote).
+//   peers     frames of another GPU of the context are copied by the vendor's runtime, and never mapped.
 //   queues    a thread each, for what must wait: making pages ready, host functions. A launch whose pages are ready, on a
 //             queue with nothing else to do, starts in the caller's thread.
 //   quiesce   waits for the kernels that started before it. unmap() first marks the pages, and a launch looks at the
@@ -21,11 +22,10 @@
 #include <vector>
 
 #include "device/gpu/copy_lanes.hpp"
+#include "device/gpu/host_pins.hpp"
 #include "device/gpu/queue_owner.hpp"
 
 namespace hmmrt::gpu {
-
-struct HostPin;
 
 class GpuDevice final : public hmmrt::Device, public QueueOwner {
  public:
@@ -97,6 +97,7 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   GpuDevice(DeviceConfig config, const Services& services);
   Error open();
   void describe_itself();
+  void meet(GpuDevice& other);         // g_devices_lock held
   Mapped* local(std::uintptr_t base);  // table_ held; null outside the window
   bool holds(const ReadyPages& ready);
   bool pin(Remote& remote, std::uintptr_t base, unsigned first, unsigned count, std::byte* host);

@@ -35,6 +35,7 @@ struct DeviceConfig {
   std::uint64_t memory_bytes = 0;  // of it to manage; 0: three quarters of what is free
   bool remote_mapping = true;
   LetGo let_go;  // set: the driver serves faults and moves pages
+  const void* peers = nullptr;  // GPUs with the same value here, one context's, copy from each other; null: from none
 };
 
 struct Module {

@@ -187,7 +187,8 @@ void SoftDevice::fill_info() {
   info_.caps.access_counters = config_.access_counters;
   info_.caps.coherent = true;
   info_.caps.system_atomics = config_.system_atomics;
-  info_.caps.peer = config_.peer && config_.peers != nullptr && config_.far == nullptr;
+  info_.caps.peer_copy = config_.peer && config_.peers != nullptr && config_.far == nullptr;
+  info_.caps.peer = info_.caps.peer_copy && config_.peer_mapping;
   info_.caps.dirty_bits = true;
   char text[200];
   std::snprintf(text, sizeof text, "software GPU: %u units of %u waves, %s%s%s", info_.compute_units,

@@ -88,6 +88,7 @@ struct SoftDeviceConfig {
   bool remote_mapping = true;
   bool access_counters = true;
   bool peer = true;
+  bool peer_mapping = true;  // with peer; false: other devices' frames are copied, never mapped
   std::uint32_t access_counter_threshold = 256;
   // Units that wake do not take the processor from the thread that replays (SCHED_BATCH): on few cores replaying a batch
   // costs a tenth, a lone fault's round trip half as much again.

@@ -306,6 +306,7 @@ bool KfdMirror::set_granularity(std::uintptr_t addr, std::size_t bytes, unsigned
 }
 
 bool KfdMirror::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
+  const kfd::SmiReader::Asking asking(*reader_, base, k_block_size);
   return attributes_->tie(base, pages, wish);
 }
 

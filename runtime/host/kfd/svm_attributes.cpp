@@ -8,7 +8,7 @@ namespace hmmrt::kfd {
 
 namespace {
 
-constexpr std::size_t k_most = k_max_devices + 2;  // attributes of one change
+constexpr std::size_t k_most = k_max_devices + 3;  // attributes of one change
 
 std::uint64_t steady_ns() {
   return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
@@ -86,6 +86,8 @@ bool SvmAttributes::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
     List list;
     list.add(SvmAttr::preferred_location, cpu_node_);
     for (const std::uint32_t node : nodes_) list.add(SvmAttr::access_in_place, node);
+    // The driver remembers where memory was last sent, and sends it there again whenever an attribute changes.
+    list.add(SvmAttr::prefetch_location, cpu_node_);
     if (set(base + first * k_page_size, count * k_page_size, list.span(), wish)) done |= PageMask::range(first, count);
   });
   if (done.any()) {

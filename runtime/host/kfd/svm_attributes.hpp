@@ -4,7 +4,7 @@
 // every change.
 //
 //   user's advice    preferred location, accessed by: kept by page
-//   tied             used where it is, preferred in system memory: access in place for every GPU of the context
+//   tied             sent home and used there: preferred in system memory, access in place for every GPU of the context
 //   both             a tie hides the advice until let_go()
 // The driver splits its ranges wherever attributes change and never joins them, so the policy's wishes are limited: at most
 // k_per_second, with bursts of k_burst. What a user or coherence needs is never refused for that.

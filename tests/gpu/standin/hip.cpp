@@ -113,6 +113,15 @@ bool pinned(const void* at) {
   return piece != nullptr && piece->device < 0;
 }
 
+// Whether [at, at + bytes) is memory of this device.
+bool holds(int device, const void* at, std::size_t bytes) {
+  const std::shared_lock guard(g_lock);
+  std::uintptr_t begin = 0;
+  const auto first = reinterpret_cast<std::uintptr_t>(at);
+  const Piece* piece = find(first, &begin);
+  return piece != nullptr && piece->device == device && first + bytes <= begin + piece->bytes;
+}
+
 // ---- streams and events ---------------------------------------------------------------------------------------------
 
 }  // namespace
@@ -418,6 +427,22 @@ hipError_t hipMemcpyAsync(void* to, const void* from, size_t bytes, hipMemcpyKin
 hipError_t hipMemcpy(void* to, const void* from, size_t bytes, hipMemcpyKind) {
   MAY_FAIL(hipErrorInvalidValue);
   std::memcpy(to, from, bytes);
+  return hipSuccess;
+}
+hipError_t hipDeviceCanAccessPeer(int* out, int device, int peer) {
+  MAY_FAIL(hipErrorInvalidDevice);
+  if (device < 0 || device >= device_count() || peer < 0 || peer >= device_count()) return keep(hipErrorInvalidDevice);
+  *out = device != peer ? 1 : 0;
+  return hipSuccess;
+}
+// As if another part of the program had done so: for the runtime that must make no difference.
+hipError_t hipDeviceEnablePeerAccess(int, unsigned) { return keep(hipErrorPeerAccessAlreadyEnabled); }
+hipError_t hipMemcpyPeerAsync(void* to, int to_device, const void* from, int from_device, size_t bytes,
+                              hipStream_t stream) {
+  MAY_FAIL(hipErrorInvalidValue);
+  if (!live(stream)) return keep(hipErrorInvalidHandle);
+  if (!holds(to_device, to, bytes) || !holds(from_device, from, bytes)) return keep(hipErrorInvalidValue);
+  stream->put([=] { std::memcpy(to, from, bytes); });
   return hipSuccess;
 }
 hipError_t hipMemsetAsync(void* to, int value, size_t bytes, hipStream_t stream) {

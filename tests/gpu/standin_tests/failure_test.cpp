@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// A vendor's runtime that fails, or finds no GPU. Over the stand-in only, which can be told to.
+#include "conformance/api_environment.hpp"
+#include "gpu/standin_tests/child.hpp"
+
+namespace api_test {
+namespace {
+
+using Buffer = hmmrt::managed_buffer<std::uint32_t>;
+constexpr std::size_t k_mib = std::size_t{1} << 20;
+
+// Whatever fails, and whenever: an error that says what, or the right answer. 0, or what was wrong.
+int use_while_something_fails(const char* devices) {
+  try {
+    const hmmrt::context c({{"device", "gpu"}, {"devices", devices}, {"device_memory", "16M"}, {"log_level", "off"}});
+    Buffer b(c, 4 * k_mib / 4), large(c, 24 * k_mib / 4);
+    std::uint32_t want = 0, want_large = 0;
+    for (int round = 0; round < 4; ++round) {
+      const hmmrt::stream s(c, static_cast<unsigned>(round) % c.device_count());
+      s.attach(b.data(), b.bytes());
+      hmmrt_result_t result = hmmrt::launch(s.get(), "add", {b.size(), 1, 1}, AddOne{b.gpu()});
+      if (result == HMMRT_SUCCESS) result = hmmrt_stream_synchronize(s.get());
+      if (result == HMMRT_SUCCESS) ++want;
+      if (result != HMMRT_SUCCESS && std::strlen(hmmrt_last_error_detail()) < 10) return 2;
+      const hmmrt_extent_t all{large.data(), large.bytes()};
+      result = hmmrt::launch(s.get(), "add", {large.size(), 1, 1}, AddOne{large.gpu()}, &all, 1);
+      if (result == HMMRT_SUCCESS) result = hmmrt_stream_synchronize(s.get());
+      if (result == HMMRT_SUCCESS) ++want_large;
+      if (result != HMMRT_SUCCESS && std::strlen(hmmrt_last_error_detail()) < 10) return 3;
+      // A kernel of which the GPU reports a failure may have run.
+      for (std::size_t i = 0; i < b.size(); i += 4096) {
+        if (b[i] != want && b[i] != want + 1) return 4;
+        want = b[0];
+        if (b[i] != want) return 5;
+      }
+      for (std::size_t i = 0; i < large.size(); i += 4096) {
+        want_large = large[0];
+        if (large[i] != want_large) return 6;
+      }
+    }
+    return 0;
+  } catch (const hmmrt::error& e) {
+    return std::strlen(e.what()) > 10 ? 0 : 7;
+  }
+}
+
+TEST(GpuChild, DISABLED_uses) { EXPECT_EQ(use_while_something_fails("1"), 0); }
+TEST(GpuChild, DISABLED_uses_two) { EXPECT_EQ(use_while_something_fails("2"), 0); }
+TEST(GpuChild, DISABLED_finds_none) {
+  try {
+    const hmmrt::context c({{"device", "gpu:0"}});
+    FAIL() << "there should be no GPU";
+  } catch (const hmmrt::error& e) {
+    const std::string what = e.what();
+    EXPECT_EQ(e.code(), HMMRT_ERROR_NOT_SUPPORTED);
+    EXPECT_NE(what.find("libhmmrt-hip.so"), std::string::npos) << what;
+    EXPECT_NE(what.find("no ROCm-capable device"), std::string::npos) << what;
+  }
+}
+
+class GpuFailure : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(GpuFailure, may_come_at_any_time) {
+  for (const char* when : {"", ":1", ":2", ":3", ":5", ":9", ":17", ":33"}) {
+    const std::string fails = GetParam() + std::string(when);
+    EXPECT_EQ(in_child("uses", {{"HMMRT_TEST_HIP_FAIL", fails}}), 0) << fails;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(of, GpuFailure,
+                         ::testing::Values("hipGetDeviceCount", "hipSetDevice", "hipGetDeviceProperties",
+                                           "hipDeviceGetAttribute", "hipMemGetInfo", "hipMalloc", "hipHostMalloc",
+                                           "hipHostRegister", "hipHostUnregister", "hipHostGetDevicePointer",
+                                           "hipStreamCreateWithFlags", "hipStreamSynchronize", "hipDeviceSynchronize",
+                                           "hipEventCreateWithFlags", "hipEventRecord", "hipEventSynchronize",
+                                           "hipMemcpyAsync", "hipMemcpy", "hipMemsetAsync", "hipLaunchKernel"),
+                         [](const auto& param_info) { return std::string(param_info.param); });
+
+TEST(GpuPeerFailure, may_come_at_any_time) {
+  for (const char* call : {"hipDeviceCanAccessPeer", "hipMemcpyPeerAsync", "hipStreamSynchronize", "hipEventRecord"}) {
+    for (const char* when : {"", ":1", ":2", ":3", ":5", ":9"}) {
+      const std::string fails = call + std::string(when);
+      EXPECT_EQ(in_child("uses_two", {{"HMMRT_TEST_HIP_FAIL", fails}, {"HMMRT_TEST_HIP_DEVICES", "2"}}), 0) << fails;
+    }
+  }
+}
+
+// HMMRT_TEST_HIP_FAIL says which copies fail.
+TEST(GpuChild, DISABLED_stays) {
+  const hmmrt::context c({{"device", "gpu"}, {"devices", "2"}, {"device_memory", "16M"}, {"log_level", "off"}});
+  Buffer b(c, 4 * k_mib / 4);
+  for (std::size_t i = 0; i < b.size(); ++i) b[i] = static_cast<std::uint32_t>(i);
+  c.prefetch(b.data(), b.bytes(), 0);
+  (void)hmmrt_prefetch(c.get(), b.data(), b.bytes(), 1, nullptr);
+  hmmrt_location_t where = HMMRT_INVALID_LOCATION;
+  hmmrt::check(hmmrt_range_get_attribute(c.get(), &where, sizeof where, HMMRT_RANGE_RESIDENCY, b.data(), b.bytes()));
+  EXPECT_EQ(where, 0);
+  EXPECT_EQ(hmmrt::bytes_peer(c.stats()), 0u);
+  EXPECT_EQ(hmmrt::bytes_to_host(c.stats()), 0u);
+  const hmmrt::stream first(c, 0), second(c, 1);
+  first.launch("add", b.size(), AddOne{b.gpu()});
+  first.synchronize();
+  second.launch("add", b.size(), AddOne{b.gpu()});  // used where both reach it
+  second.synchronize();
+  for (std::size_t i = 0; i < b.size(); ++i) ASSERT_EQ(b[i], i + 2);
+}
+
+TEST(GpuPeerFailure, leaves_pages_where_they_were) {
+  EXPECT_EQ(in_child("stays", {{"HMMRT_TEST_HIP_FAIL", "hipMemcpyPeerAsync"}, {"HMMRT_TEST_HIP_DEVICES", "2"}}), 0);
+}
+
+TEST(GpuMissing, a_machine_without_a_gpu_says_what_is_missing) {
+  EXPECT_EQ(in_child("finds_none", {{"HMMRT_TEST_HIP_DEVICES", "0"}}), 0);
+}
+
+}  // namespace
+}  // namespace api_test
