@@ -93,6 +93,15 @@ bool Driver::start() {
   return moves_;
 }
 
+void Driver::retire() {
+  const Locked guard(this);
+  read_events();
+  settle();
+  for (auto& [base, b] : pages_.blocks()) to_system(base, base + k_block, defaults(), Trigger::prefetch);
+  pages_.disarm();
+  moves_ = false;
+}
+
 void Driver::serve_events() {
   for (;;) {
     pollfd wait{pages_.events(), POLLIN, 0};

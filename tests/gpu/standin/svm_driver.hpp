@@ -35,6 +35,8 @@ class Driver {
   Driver(std::pmr::memory_resource* memory, const Configuration& configuration);
   // Without userfaultfd: false, and memory stays where it is.
   bool start();
+  // Brings everything home and lets go of the process's memory; from then on it stays.
+  void retire();
 
   // Errors as errno. The attributes are known to be valid, and the range to be of whole pages.
   int set(std::uintptr_t begin, std::uintptr_t end, std::span<const HSA_SVM_ATTRIBUTE> attributes);
