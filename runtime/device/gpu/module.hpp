@@ -34,7 +34,7 @@ struct DeviceConfig {
   unsigned index = 0;              // of the context's devices
   std::uint64_t memory_bytes = 0;  // of it to manage; 0: three quarters of what is free
   bool remote_mapping = true;
-  LetGo let_go;  // set: the driver serves faults and moves pages
+  LetGo let_go;                 // set: the driver serves faults and moves pages
   const void* peers = nullptr;  // GPUs with the same value here, one context's, copy from each other; null: from none
 };
 

@@ -12,7 +12,11 @@ constexpr std::size_t k_mib = std::size_t{1} << 20;
 // Whatever fails, and whenever: an error that says what, or the right answer. 0, or what was wrong.
 int use_while_something_fails(const char* devices) {
   try {
-    const hmmrt::context c({{"device", "gpu"}, {"devices", devices}, {"device_memory", "16M"}, {"log_level", "off"}});
+    const hmmrt::context c({{"device", "gpu"},
+                            {"devices", devices},
+                            {"host_mirror", "uffd"},
+                            {"device_memory", "16M"},
+                            {"log_level", "off"}});
     Buffer b(c, 4 * k_mib / 4), large(c, 24 * k_mib / 4);
     std::uint32_t want = 0, want_large = 0;
     for (int round = 0; round < 4; ++round) {
@@ -87,7 +91,8 @@ TEST(GpuPeerFailure, may_come_at_any_time) {
 
 // HMMRT_TEST_HIP_FAIL says which copies fail.
 TEST(GpuChild, DISABLED_stays) {
-  const hmmrt::context c({{"device", "gpu"}, {"devices", "2"}, {"device_memory", "16M"}, {"log_level", "off"}});
+  const hmmrt::context c(
+      {{"device", "gpu"}, {"devices", "2"}, {"host_mirror", "uffd"}, {"device_memory", "16M"}, {"log_level", "off"}});
   Buffer b(c, 4 * k_mib / 4);
   for (std::size_t i = 0; i < b.size(); ++i) b[i] = static_cast<std::uint32_t>(i);
   c.prefetch(b.data(), b.bytes(), 0);
