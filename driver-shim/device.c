@@ -43,6 +43,7 @@ struct shim_device *shim_device_create(u32 mem_type, phys_addr_t base, u64 bytes
 	INIT_LIST_HEAD(&dev->mirrors);
 	INIT_LIST_HEAD(&dev->accounts);
 	INIT_LIST_HEAD(&dev->movers);
+	INIT_LIST_HEAD(&dev->arrivals);
 	shim_mirror_init_ops(dev);
 
 	bytes = ALIGN_DOWN(bytes, 1ull << SHIM_BLOCK_SHIFT);

@@ -92,9 +92,18 @@ struct shim_fault_point {
 	atomic64_t skip, count, hits;
 };
 
+/* A thread that found its page away and has yet to touch it. On its stack. */
+struct shim_arrival {
+	struct list_head node;		/* dev->arrivals, once the page is home */
+	struct mm_struct *mm;
+	unsigned long addr;
+};
+
 /* A CPU fault at work: one for a page at a time. On the stack of the thread that faulted. */
 struct shim_mover {
+	struct shim_arrival arrival;
 	struct list_head node;		/* dev->movers */
+	u64 since;			/* when it began, ns */
 	struct task_struct *task;
 	struct page *page;
 	bool locked;			/* in memory: the mapping is VM_LOCKED */
@@ -116,6 +125,9 @@ struct shim_device {
 	struct list_head mirrors;	/* list_lock; those with files */
 	struct list_head accounts;	/* list_lock */
 	struct list_head movers;	/* list_lock */
+	struct list_head arrivals;	/* list_lock */
+	struct shim_arrival settling;	/* list_lock; the page that many have waited for last, not in the list */
+	u64 settled;			/* list_lock; when that is over, or 0 */
 	struct mmu_notifier_ops mn_ops;	/* own copy: makes mirrors unique per (mm, device) */
 
 	/* devmem.c */
@@ -342,12 +354,16 @@ void shim_home_other(struct shim_device *other, struct shim_batch *batch, struct
 void shim_gates_init(void);
 struct rw_semaphore *shim_gate(struct mm_struct *mm);
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr);
-vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf);
-void shim_mover_wait(struct shim_device *dev);
 unsigned int shim_fill_home(struct shim_device *dev, unsigned long *src, unsigned long *dst, struct page **pages,
 			    unsigned int n, unsigned int must);
 unsigned long shim_evict(struct shim_device *dev, struct shim_account *only, unsigned long want);
 int shim_access_one(struct shim_mirror *mirror, struct hmmrt_shim_access *a, struct shim_work *work);
+
+/* ---- cpu_fault.c ----------------------------------------------------------------------------- */
+
+vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf);
+void shim_mover_wait(struct shim_device *dev);
+void shim_arrivals_wait(struct shim_device *dev, struct mm_struct *mm, unsigned long addr, unsigned int n);
 
 /* ---- inject.c -------------------------------------------------------------------------------- */
 
