@@ -12,6 +12,7 @@
 #include "api/context.hpp"
 #include "api/convert.hpp"
 #include "api/entry.hpp"
+#include "migrate/coherence.hpp"
 #include "migrate/ready.hpp"
 #include "migrate/requests.hpp"
 
@@ -92,6 +93,16 @@ Status discard_now(Context& c, const Pages& pages) {
     if (madvise(reinterpret_cast<void*>(run.addr), run.bytes, MADV_DONTNEED) != 0) {
       return fail(HMMRT_ERROR_SYSTEM, "hmmrt_discard: madvise(MADV_DONTNEED) of [%#zx, +%zu): %s", run.addr, run.bytes,
                   std::strerror(errno));
+    }
+  }
+  if (c.host().info().driven) {  // which does not say so
+    for (const Pages& run : runs) {
+      (void)c.host().send(run.addr, run.bytes, k_cpu, Wish::managed);
+      c.for_each_claimed(run.addr, run.bytes, [&](Block& block, const PageMask& in_range) {
+        const PageMask dropped = in_range & block.valid;
+        take_away_for_good(c.house(), block, dropped);
+        block.set_on_cpu(dropped, true);
+      });
     }
   }
   c.service().fence();
@@ -297,8 +308,7 @@ hmmrt_result_t hmmrt_advise(hmmrt_context_t context, const void* ptr, size_t byt
       changed = advise(c->house(), pages.addr, pages.bytes, advice, p);
     }
     // Advice that this platform cannot act on is no better than advice that changes nothing.
-    const bool known = c->host().advised(pages.addr, pages.bytes, advice, p);
-    const bool possible = known && (advice != HMMRT_ADVISE_SET_READ_MOSTLY || c->host().info().write_protect);
+    const bool possible = advice != HMMRT_ADVISE_SET_READ_MOSTLY || c->host().info().write_protect;
     c->count_hint(changed && possible, "advice", pages.addr, pages.bytes);
     return {};
   });

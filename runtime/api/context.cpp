@@ -190,6 +190,7 @@ std::unique_ptr<HostMirror> Context::make_kfd(const std::vector<unsigned>& gpus,
     config.gpus.push_back(pci);
   }
   config.xnack = settings_.xnack == "on" ? Xnack::on : settings_.xnack == "off" ? Xnack::off : Xnack::as_it_is;
+  config.only_with_xnack = settings_.host_mirror == "auto" && config.xnack != Xnack::off;
   config.on_reports = [this] { doorbell_.ring(); };
   config.on_change = [this](const kfd::AttributeChange& change) { note_attribute(change); };
   std::unique_ptr<KfdMirror> made = KfdMirror::make(config, status);
@@ -229,12 +230,8 @@ std::unique_ptr<Device> Context::make_device(unsigned index, const std::vector<u
     config.index = index;
     config.memory_bytes = settings_.device_memory;
     config.remote_mapping = settings_.remote_mapping;
-    if (kfd_ != nullptr) {
-      config.let_go = {[](void* host, std::uintptr_t base, const PageMask& pages) {
-                         static_cast<HostMirror*>(host)->let_go(base, pages);
-                       },
-                       host_.get()};
-    }
+    config.driven = kfd_ != nullptr;
+    config.xnack = kfd_ != nullptr && kfd_->xnack();
     config.peers = settings_.peer ? this : nullptr;
     return make_gpu_device(
         config, [](const char* text) { log::warn_once(text); }, status);
@@ -264,6 +261,15 @@ Status Context::build(const std::vector<unsigned>& gpus) {
   settings_.device_memory = devices_[0]->info().memory_bytes;
   house_ = std::unique_ptr<House>(  // NOLINT(modernize-make-unique): clang 14 cannot make_unique an aggregate
       new House{space_, *host_, *policy_, clock_, log_, counters_, device_count(), devices, counters});
+  if (host_->info().driven) {  // whose driver tells every context of what it does for any
+    house_->foreign = [](void* self, std::uintptr_t base) {
+      for (const Use<Context>& other : HandleTable::instance().use_all<Context>()) {
+        if (other.get() != self && other->watches(base, k_block_size)) return true;
+      }
+      return false;
+    };
+    house_->foreign_argument = this;
+  }
   const auto tokens = static_cast<unsigned>(settings_.pipeline_tokens);
   const auto threads = static_cast<unsigned>(settings_.pipeline_threads);
   pool_ = std::make_unique<PipelinePool>(*house_, tokens, threads);
@@ -498,6 +504,7 @@ Status Context::unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable)
   // The application may have changed its protection; what is handed out again is ordinary memory.
   if (mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) return {};
   if (madvise(memory, bytes, MADV_DONTNEED) != 0) return {};
+  (void)host_->send(addr, bytes, k_cpu, Wish::managed);  // or a driver would take it for where it was
   service_->fence();
   *reusable = true;
   return {};
@@ -512,15 +519,23 @@ bool Context::watches(std::uintptr_t addr, std::size_t bytes) {
 }
 
 Status Context::register_memory(std::uintptr_t addr, std::size_t bytes) {
-  if (const Status s = host_->attach(addr, bytes); !s.ok()) {
-    if (s.code() != HMMRT_ERROR_BUSY) return s;
+  const auto others = [&]() -> Status {
     for (const Use<Context>& other : HandleTable::instance().use_all<Context>()) {
       if (other.get() == this || !other->watches(addr, bytes)) continue;
       return fail(HMMRT_ERROR_ALREADY_MANAGED,
                   "[%#zx, +%zu) overlaps memory that another context, %#zx, manages; a page belongs to one context",
                   addr, bytes, other->handle());
     }
-    return s;
+    return {};
+  };
+  if (host_->info().driven) {  // which would let both have it
+    if (const Status s = others(); !s.ok()) return s;
+  }
+  if (const Status s = host_->attach(addr, bytes); !s.ok()) {
+    if (s.code() != HMMRT_ERROR_BUSY) return s;
+    const std::string why = failure_detail();
+    if (const Status other = others(); !other.ok()) return other;
+    return fail(s.code(), "%s", why.c_str());
   }
   Range* range = nullptr;
   const Status s = hmmrt::manage(*house_, addr, bytes, true, &range);
@@ -596,6 +611,7 @@ std::uintptr_t Context::pinned_page(std::uintptr_t addr, std::size_t bytes) {
 }
 
 void Context::settle_mappings() {
+  if (host_->info().driven) return;  // the driver checks every access
   service_->fence();
   const auto look = [&](std::uintptr_t addr, std::size_t bytes) {
     std::uint64_t seen = 0xcbf29ce484222325u;

@@ -62,11 +62,12 @@ void FaultService::tie_home(Block& block, Processor device, const PageMask& page
 void FaultService::follow_move(const DriverRecord& r) {
   const bool any_pointer = house_.host.info().any_pointer;
   const std::uintptr_t base = block_floor(r.addr);
-  Block* block = any_pointer ? house_.space.ensure(base) : house_.space.find(base);
+  Block* block = house_.space.find(base);
+  if (block == nullptr && any_pointer && !house_.is_foreign(base)) block = house_.space.ensure(base);
   if (block == nullptr) return;
   block->claim();
   PageMask pages = PageMask::range(page_in_block(r.addr), static_cast<unsigned>(r.bytes >> k_page_shift));
-  if (any_pointer) adopt(house_, *block, pages);
+  if (any_pointer && !block->valid.contains(pages) && !house_.is_foreign(base)) adopt(house_, *block, pages);
   pages &= block->valid;
   const Processor device = r.to != k_cpu ? r.to : r.from;
   const DevicePart* part = block->part(device);
@@ -77,13 +78,16 @@ void FaultService::follow_move(const DriverRecord& r) {
     return;
   }
   PageMask faulted, written;
-  for (const DriverRecord& f : driver_faults_) {
+  for (DriverRecord& f : driver_faults_) {
     if (f.to != r.to || block_floor(f.addr) != base) continue;
     faulted.set(page_in_block(f.addr));
     if (f.access != Access::read) written.set(page_in_block(f.addr));
+    f = DriverRecord{};
   }
-  if (r.to == k_cpu) faulted = PageMask::one(moving.next(0));  // the driver does not say which page it was
   faulted &= moving;
+  // Of a CPU fault the driver does not say which page it was, and the report of a GPU's may be lost; but of a migration
+  // within a block it must be one of these.
+  if (faulted.none() && r.cause == Cause::fault && r.alone) faulted = PageMask::one(moving.next(0));
   const Tally tally = house_.tally(*block, device, r.addr);
   if (r.to == k_cpu && r.cause == Cause::fault) {
     tally.add(Count::cpu_faults);
@@ -91,10 +95,10 @@ void FaultService::follow_move(const DriverRecord& r) {
   }
   Plan plan;
   PageMask remote, more;
-  if (r.cause == Cause::fault) {
+  if (faulted.any()) {
     FaultGroup group;
     group.processor = r.to;
-    group.faults = std::max(1u, faulted.count());
+    group.faults = faulted.count();
     (written.any() ? group.write : group.read) = moving;  // the driver moves all for one page's sake
     Work& work = *scratch_work_;
     reset(work);
@@ -124,7 +128,7 @@ void FaultService::follow_move(const DriverRecord& r) {
     if (more.any()) steer(*block, device, more, {}, Cause::prefetch_heuristic, false);
   }
   if (plan.pin_ns != 0) later(1, base, block->held, block->held_until_ns, true);
-  const bool stream = r.cause == Cause::fault && r.to != k_cpu && remote.none() && moving.count() >= k_much;
+  const bool stream = faulted.any() && r.to != k_cpu && remote.none() && moving.count() >= k_much;
   release(house_, *block);
   if (stream) run_ahead(device, base);
 }
@@ -143,8 +147,7 @@ void FaultService::run_ahead(Processor p, std::uintptr_t base) {
   }
   if (end == ahead.addr) return;
   const std::size_t bytes = end - ahead.addr;
-  (void)house_.host.set_granularity(ahead.addr, bytes, ahead.order, Wish::stream);
-  if (!house_.host.send(ahead.addr, bytes, p, Wish::stream)) return;
+  if (!house_.host.send(ahead.addr, bytes, p, Wish::stream, ahead.order)) return;
   for (std::uintptr_t at = ahead.addr; at < end; at += k_block_size) {
     Block* block = house_.space.find(at);
     if (block == nullptr) return;
@@ -199,6 +202,7 @@ void FaultService::wait_records() {
   house_.host.read_reports();
   const std::uint64_t rounds = record_rounds_.load(std::memory_order_acquire) + 2;
   while (record_rounds_.load(std::memory_order_acquire) < rounds) {
+    if (frozen_.load(std::memory_order_acquire) || stopping_.load(std::memory_order_acquire)) return;
     doorbell_.ring();
     static const Word never{0};
     park(never, 0, 20'000);

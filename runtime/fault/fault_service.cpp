@@ -105,6 +105,7 @@ void FaultService::refresh_rights(std::uintptr_t addr, std::size_t bytes) {
 void FaultService::freeze() {
   fence();  // an mremap that has returned has happened: its pages are where they will be brought home from
   departures_.lock();
+  frozen_.store(true, std::memory_order_release);
   device_step_.lock();
   PipelinePool pool(house_, 1, 1);
   for (const Range* range : house_.space.ranges()) {
@@ -116,6 +117,7 @@ void FaultService::freeze() {
 
 void FaultService::thaw() {
   device_step_.unlock();
+  frozen_.store(false, std::memory_order_release);
   departures_.unlock();
   doorbell_.ring();
 }

@@ -109,6 +109,7 @@ struct DriverRecord {
   Cause cause = Cause::fault;
   Access access = Access::read;  // fault
   Processor from = k_cpu, to = k_cpu;
+  bool alone = false;  // moved: all that moved for the same reason
   std::uintptr_t addr = 0;
   std::size_t bytes = 0;
   std::uint64_t time_ns = 0;  // the driver's clock
@@ -209,21 +210,24 @@ class HostMirror {
   virtual std::size_t fetch_records(std::span<DriverRecord> /*out*/) { return 0; }
   // Returns when what the driver had reported before the call can be fetched.
   virtual void read_reports() {}
-  // Moves whole pages, in one call for any length. False: refused (failure_detail() says why); nothing is known to have
-  // moved.
-  virtual bool send(std::uintptr_t /*addr*/, std::size_t /*bytes*/, Processor /*to*/, Wish /*wish*/) { return false; }
-  // Future faults move pages in groups of 2^order, aligned. False as above.
-  virtual bool set_granularity(std::uintptr_t /*addr*/, std::size_t /*bytes*/, unsigned /*order*/, Wish /*wish*/) {
+  // Moves whole pages, in one call for any length. With `order`, future faults there move pages in groups of 2^order,
+  // aligned. False: refused (failure_detail() says why); nothing is known to have moved.
+  virtual bool send(std::uintptr_t /*addr*/, std::size_t /*bytes*/, Processor /*to*/, Wish /*wish*/,
+                    unsigned /*order*/ = 0) {
     return false;
   }
   // Brings pages of a block home and ties them to system memory, where devices use them in place, until let_go(). False as
   // above. Claim held.
   virtual bool tie(std::uintptr_t /*base*/, const PageMask& /*pages*/, Wish /*wish*/) { return false; }
   virtual void let_go(std::uintptr_t /*base*/, const PageMask& /*pages*/) {}
-  // Passes a user's advice on. False: the driver knows nothing like it, or ignores it.
-  virtual bool advised(std::uintptr_t /*addr*/, std::size_t /*bytes*/, hmmrt_advice_t /*advice*/, Processor /*p*/) {
+  // Passes a user's advice on, for pages of a block that are on `where`. False: the driver knows nothing like it, or
+  // ignores it. Claim held.
+  virtual bool advised(std::uintptr_t /*base*/, const PageMask& /*pages*/, hmmrt_advice_t /*advice*/, Processor /*p*/,
+                       Processor /*where*/) {
     return true;
   }
+  // What was asked for these pages is in force no more: they are managed no longer or, if `gone`, mapped no longer.
+  virtual void disown(std::uintptr_t /*base*/, const PageMask& /*pages*/, bool /*gone*/) {}
 
   // The CPU maps the block with one huge page: cheap to take whole, costly to take in part.
   virtual bool huge(std::uintptr_t /*base*/) { return false; }

@@ -52,9 +52,11 @@ void unmap_from(House& house, Block& block, Processor p, const PageMask& pages) 
   for (DevicePart* owner : block.parts) {
     if (owner != nullptr) owner->staged = owner->staged - written;
   }
+  const PageMask remote = part.remote & pages;
   part.mapped = part.mapped - pages;
   part.writable = part.writable - pages;
   part.remote = part.remote - pages;
+  if (remote.any()) house.host.let_go(block.base, remote - block.pinned);
 }
 
 // Removes translations of choose(part) from each device, then quiesces those devices.
@@ -78,6 +80,17 @@ void remove_translations(House& house, Block& block, Choose&& choose) {
 }
 
 }  // namespace
+
+void unhold(House& house, Block& block, const PageMask& pages) {
+  const PageMask loose = block.held & pages;
+  block.held = block.held - loose;
+  if (loose.none() || !house.host.info().driven) return;
+  PageMask remote;
+  for (const DevicePart* part : block.parts) {
+    if (part != nullptr) remote |= part->remote - part->exclusive;
+  }
+  take_away(house, block, (remote & loose) - block.pinned);
+}
 
 PageMask still_wanted(Block& block, const PageMask& pages) {
   const std::lock_guard guard(block.state_lock);
@@ -272,6 +285,7 @@ void settle(House& house, Block& block) {
   block.set_on_cpu(lost, true);
   block.cpu_protected = block.cpu_protected - lost;
   if (taken.unmapped.any()) {
+    house.host.disown(block.base, taken.unmapped & block.valid, true);
     block.valid = block.valid - taken.unmapped;
     block.set_on_cpu(taken.unmapped, false);
     block.pinned = block.pinned - taken.unmapped;
@@ -313,13 +327,14 @@ void make_valid(House& house, Block& block, const PageMask& pages, Range* range)
   }
   block.range = block.valid.none() ? range : nullptr;
   block.valid |= pages;
-  block.set_on_cpu(pages, true);
+  block.set_on_cpu(pages - block.resident_on_devices(), true);  // a driver may have moved what nobody managed
 }
 
 void make_invalid(House& house, Block& block, const PageMask& pages) {
   const PageMask lost = pages & block.valid;
   take_away_for_good(house, block, lost);
   if ((block.cpu_protected & lost).any()) house.host.write_protect(block.base, block.cpu_protected & lost, false);
+  house.host.disown(block.base, lost, false);
   block.valid = block.valid - lost;
   block.set_on_cpu(lost, false);
   block.cpu_protected = block.cpu_protected - lost;

@@ -26,6 +26,10 @@ PageMask still_wanted(Block& block, const PageMask& pages);
 PageMask leaving(Block& block, const PageMask& pages);
 void mark_leaving(House& house, std::uintptr_t addr, std::size_t bytes, bool on);
 
+// The policy's hold on these pages ends before its time. A driver's mappings in place end with it: no fault would come to
+// end them.
+void unhold(House& house, Block& block, const PageMask& pages);
+
 // Removes only translations that allow writing.
 void take_write_away(House& house, Block& block, const PageMask& pages);
 

@@ -35,7 +35,11 @@ struct House {
   // stuck in (a remote access to a page that the application dropped). Does nothing on other threads.
   void (*while_stalled)(void*) = nullptr;
   void* stalled_argument = nullptr;
+  // Whether the block at `base` is somebody else's: another context's of this process. May take locks; no claim is needed.
+  bool (*foreign)(void*, std::uintptr_t base) = nullptr;
+  void* foreign_argument = nullptr;
 
+  bool is_foreign(std::uintptr_t base) const { return foreign != nullptr && foreign(foreign_argument, base); }
   Device& device(Processor p) const { return *devices[p - 1u]; }
   // Counters for pages of `block` moving to or from `p`. Claim held.
   Tally tally(const Block& block, Processor p, std::uintptr_t addr) const {

@@ -40,7 +40,7 @@ class PrefetchJobs final : public Jobs {
       wanted = pages - (part->resident & part->mapped);
     }
     if (cause_ == Cause::prefetch_user) {
-      block->held = block->held - pages;  // the user knows better
+      unhold(house_, *block, pages);  // the user knows better
       if (BlockAdvice* advice = house_.space.obtain_advice(*block); advice != nullptr) {
         pages.for_each([&](unsigned page) { advice->last_prefetch[page] = to_; });
         if (to_ != k_cpu) work.duplicate = wanted & advice->read_mostly;
@@ -180,21 +180,33 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
 
 namespace {
 
-// Asks the driver, which may know better than the books where the pages are. Returns the pages that it refused to move.
-std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause) {
+std::uint64_t pinned_pages(House& house, std::span<const Extent> extents) {
+  std::uint64_t pinned = 0;
+  for (const Extent& e : extents) {
+    with_claims(house, e.addr, e.bytes,
+                [&](Block& block, const PageMask& pages) { pinned += (pages & block.pinned).count(); });
+  }
+  return pinned;
+}
+
+// Asks the driver, which may know better than the books where the pages are; of what is mapped, and pinned pages stay. Moves
+// to *sent what it did not refuse; returns how many pages it refused.
+std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause, std::vector<Extent>* sent) {
   const Wish wish = cause == Cause::prefetch_user ? Wish::user_prefetch : Wish::coherence;
   std::uint64_t refused = 0;
   const auto ask = [&](const Extent& e) {
-    if (e.bytes != 0 && !house.host.send(e.addr, e.bytes, to, wish)) refused += e.bytes >> k_page_shift;
+    if (e.bytes == 0) return;
+    if (house.host.send(e.addr, e.bytes, to, wish)) {
+      sent->push_back(e);
+    } else {
+      refused += e.bytes >> k_page_shift;
+    }
   };
   for (const Extent& e : extents) {
-    if (to == k_cpu) {
-      ask(e);
-      continue;
-    }
-    Extent run;  // as long as no page is pinned
+    Extent run;
     with_claims(house, e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
-      ((pages & block.valid) - block.pinned).for_each_run([&](unsigned first, unsigned count) {
+      const PageMask stay = to == k_cpu ? PageMask{} : block.pinned;
+      ((pages & block.valid) - stay).for_each_run([&](unsigned first, unsigned count) {
         const std::uintptr_t at = block.base + first * k_page_size;
         if (run.end() != at) {
           ask(run);
@@ -212,8 +224,12 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
 
 std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent> extents, Processor to, Cause cause) {
   const bool driven = house.host.info().driven;
+  std::vector<Extent> sent;
+  std::uint64_t refused = 0;
   if (driven) {
-    if (const std::uint64_t refused = send(house, extents, to, cause); refused != 0) return refused;
+    refused = send(house, extents, to, cause, &sent);
+    if (cause == Cause::prefetch_user && to != k_cpu) refused += pinned_pages(house, extents);
+    extents = sent;
   }
   const Borrowed pipeline(pool);
   const std::vector<Piece> pieces = pieces_of(extents);
@@ -226,7 +242,7 @@ std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent>
     static const Word never{0};
     park(never, 0, 50'000);
   }
-  return missed;
+  return missed + refused;
 }
 
 Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes) {
@@ -269,8 +285,25 @@ Status unpin(House& house, std::uintptr_t addr, std::size_t bytes) {
   return {};
 }
 
+namespace {
+
+// Passes advice on to a driver, by where the pages are. Claim held.
+bool advise_driver(House& house, Block& block, const PageMask& pages, hmmrt_advice_t advice, Processor p) {
+  PageMask home = pages;
+  bool known = true;
+  for (Processor d = 1; d <= house.device_count; ++d) {
+    const DevicePart* part = block.part(d);
+    if (part == nullptr) continue;
+    known = house.host.advised(block.base, pages & part->resident, advice, p, d) && known;
+    home = home - part->resident;
+  }
+  return house.host.advised(block.base, home, advice, p, k_cpu) && known;
+}
+
+}  // namespace
+
 bool advise(House& house, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice, Processor p) {
-  bool changed = false;
+  bool changed = false, known = true;
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& all) {
     BlockAdvice* a = house.space.obtain_advice(block);
     if (a == nullptr) return;
@@ -292,7 +325,7 @@ bool advise(House& house, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t
           changed |= a->preferred[page] != to;
           a->preferred[page] = to;
         });
-        block.held = block.held - pages;
+        unhold(house, block, pages);
         break;
       }
       case HMMRT_ADVISE_SET_ACCESSED_BY:
@@ -308,8 +341,9 @@ bool advise(House& house, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t
         });
         break;
     }
+    known = advise_driver(house, block, pages, advice, p) && known;
   });
-  return changed;
+  return changed && known;
 }
 
 Processor residency(House& house, std::uintptr_t addr, std::size_t bytes) {

@@ -51,7 +51,8 @@ Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t by
 // Errors: HMMRT_ERROR_INVALID_VALUE when some page is not pinned; then nothing changes.
 Status unpin(House& house, std::uintptr_t addr, std::size_t bytes);
 
-// `p` is the processor of the advice's location. Nothing is mapped or moved now: the first access does. Returns whether any page's advice changed.
+// `p` is the processor of the advice's location. Nothing is mapped or moved now: the first access does. Returns whether any page's advice changed,
+// and the host mirror could pass all of it on.
 bool advise(House& house, std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice, Processor p);
 
 // Residency of the whole range when it is one processor's (the CPU's, where it also has read-only copies on devices);

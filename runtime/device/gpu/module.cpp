@@ -41,7 +41,7 @@ bool pci(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location) {
 }
 
 std::unique_ptr<hmmrt::Device> make(const DeviceConfig& config, const Services& services) {
-  return config.let_go.fn != nullptr ? SvmDevice::make(config, services) : GpuDevice::make(config, services);
+  return config.driven ? SvmDevice::make(config, services) : GpuDevice::make(config, services);
 }
 
 constexpr Module k_module{k_module_abi, HMMRT_BUILD, HMMRT_GPU_VENDOR, &count, &describe, &pci, &make};

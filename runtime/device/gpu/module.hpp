@@ -21,20 +21,14 @@ struct Services {
   void (*warn)(const char* text);
 };
 
-// For a device whose pages the vendor's driver moves (svm_device.hpp): tells the host mirror, which talks to that driver,
-// that pages used in place are no longer wanted there.
-struct LetGo {
-  void (*fn)(void* arg, std::uintptr_t base, const PageMask& pages) = nullptr;
-  void* arg = nullptr;
-};
-
 struct DeviceConfig {
   unsigned ordinal = 0;            // as the vendor counts
   std::string name;                // "gpu:0"
   unsigned index = 0;              // of the context's devices
   std::uint64_t memory_bytes = 0;  // of it to manage; 0: three quarters of what is free
   bool remote_mapping = true;
-  LetGo let_go;                 // set: the driver serves faults and moves pages
+  bool driven = false;  // the vendor's driver moves pages (svm_device.hpp)
+  bool xnack = false;   // ... and serves faults
   const void* peers = nullptr;  // GPUs with the same value here, one context's, copy from each other; null: from none
 };
 

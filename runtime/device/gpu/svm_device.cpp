@@ -40,8 +40,8 @@ Error SvmDevice::open() {
     info_.compute_units = static_cast<std::uint32_t>(properties.multiProcessorCount);
     info_.wave_size = static_cast<std::uint32_t>(properties.warpSize);
   }
-  info_.description += ": its driver serves faults and moves pages";
-  info_.caps.retryable_faults = true;
+  info_.description += config_.xnack ? ": its driver serves faults and moves pages" : ": its driver moves pages";
+  info_.caps.retryable_faults = true;  // an access to memory that the driver knows is always served
   info_.caps.remote_mapping = config_.remote_mapping;
   int atomics = 0;
   const Error e = GPU(DeviceGetAttribute)(&atomics, k_native_atomics, static_cast<int>(config_.ordinal));
@@ -66,11 +66,6 @@ void SvmDevice::free_frames(const PageMask& pages, const Frame*) {
 }
 
 std::uint64_t SvmDevice::free_frame_count() const { return frames_ - used_.load(std::memory_order_relaxed); }
-
-PageMask SvmDevice::unmap(std::uintptr_t base, const PageMask& pages) {
-  config_.let_go.fn(config_.let_go.arg, base, pages);
-  return pages;
-}
 
 QueueOwner::Start SvmDevice::start(Stream stream, const Launch& launch, const ReadyPages*, Error* error) {
   *error = static_cast<Error>(launch.run_gpu(launch.functor, &launch.grid, 0, stream));

@@ -8,6 +8,8 @@
 
 #include <array>
 #include <cerrno>
+#include <mutex>
+#include <optional>
 
 #include "host/kfd/kfd_abi.h"
 #include "host/kfd/probe.hpp"
@@ -55,7 +57,11 @@ const char* attribute_name(SvmAttr type) noexcept {
   return names[static_cast<std::size_t>(type) % k_svm_attrs];
 }
 
-std::unique_ptr<Hsakmt> Hsakmt::open(std::string* why) {
+const Hsakmt* Hsakmt::open(std::string* why) {
+  static std::mutex lock;
+  static const Hsakmt* opened = nullptr;
+  const std::lock_guard guard(lock);
+  if (opened != nullptr) return opened;
   // Never unloaded: HIP's runtime uses it too, and its destructors may run later than ours.
   void* const library = dlopen(k_library, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
@@ -64,11 +70,10 @@ std::unique_ptr<Hsakmt> Hsakmt::open(std::string* why) {
     return nullptr;
   }
   Functions f{};
-  const std::array<bool, 8> found = {
+  const std::array<bool, 7> found = {
       find(library, "hsaKmtOpenKFD", &f.open_kfd),
       find(library, "hsaKmtCloseKFD", &f.close_kfd),
       find(library, "hsaKmtAcquireSystemProperties", &f.acquire),
-      find(library, "hsaKmtReleaseSystemProperties", &f.release),
       find(library, "hsaKmtSVMSetAttr", &f.set_attr),
       find(library, "hsaKmtSVMGetAttr", &f.get_attr),
       find(library, "hsaKmtGetXNACKMode", &f.get_xnack),
@@ -91,12 +96,9 @@ std::unique_ptr<Hsakmt> Hsakmt::open(std::string* why) {
     (void)f.close_kfd();
     return nullptr;
   }
-  return std::unique_ptr<Hsakmt>(new Hsakmt(f));
-}
-
-Hsakmt::~Hsakmt() {
-  (void)call_.release();
-  (void)call_.close_kfd();
+  static std::optional<Hsakmt> instance;
+  opened = &instance.emplace(Hsakmt(f));
+  return opened;
 }
 
 int Hsakmt::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes) const noexcept {
@@ -133,7 +135,7 @@ int Hsakmt::open_smi(std::uint32_t node, std::uint32_t gpu_id, std::uint64_t mas
     *fd = static_cast<int>(events.fd);
   }
   int error = write(*fd, &mask, sizeof mask) == sizeof mask ? 0 : errno;
-  if (error == 0 && fcntl(*fd, F_SETFL, O_NONBLOCK) != 0) error = errno;
+  if (error == 0 && (fcntl(*fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(*fd, F_SETFL, O_NONBLOCK) != 0)) error = errno;
   if (error != 0) {
     close(*fd);
     *fd = -1;

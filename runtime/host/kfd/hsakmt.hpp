@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 // libhsakmt, AMD's library over its kernel driver, loaded when it is asked for: neither this library nor its build needs
 // it. Of its interface, what is used here; kfd_probe_test.cpp compares these declarations with AMD's header where that is.
-// One object is one use of the library, which counts its users: HIP's runtime in the same process is another.
+// One object a process, made when it is first asked for and never destroyed: the library's snapshot of the topology is the
+// process's, HIP's runtime uses it too, and nobody counts who does.
 // Thread: any. Blocks on: the kernel only (SetAttr with PREFETCH_LOC: until the pages have moved).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 
@@ -38,12 +38,8 @@ constexpr std::uint32_t k_flag_coherent = 2;     // HSA_SVM_FLAG_COHERENT
 
 class Hsakmt {
  public:
-  // Loads the library and opens the driver. Null, and what is missing, when that fails.
-  static std::unique_ptr<Hsakmt> open(std::string* why);
-  ~Hsakmt();
-  Hsakmt(const Hsakmt&) = delete;
-  Hsakmt& operator=(const Hsakmt&) = delete;
-
+  // Loads the library and opens the driver. Null, and what is missing, when that fails; the next call tries again.
+  static const Hsakmt* open(std::string* why);
   // Whole pages. 0, or an HSAKMT_STATUS.
   int set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes) const noexcept;
   int get(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes) const noexcept;
@@ -61,7 +57,6 @@ class Hsakmt {
     int (*open_kfd)();
     int (*close_kfd)();
     int (*acquire)(void* properties);
-    int (*release)();
     int (*set_attr)(void*, std::uint64_t, unsigned, SvmAttribute*);
     int (*get_attr)(void*, std::uint64_t, unsigned, SvmAttribute*);
     int (*get_xnack)(std::int32_t*);

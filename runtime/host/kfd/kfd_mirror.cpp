@@ -132,6 +132,11 @@ Status KfdMirror::open(const KfdConfig& config) {
                 kfd::Hsakmt::status_text(svm), kfd::probe().says.c_str());
   }
   if (const Status s = set_xnack(config.xnack); !s.ok()) return s;
+  if (config.only_with_xnack && !xnack()) {
+    return fail(HMMRT_ERROR_NOT_SUPPORTED,
+                "faults are not retried (XNACK off), so its driver moves only what it is asked to; HSA_XNACK=1 or option "
+                "xnack=on turns them on where the GPU has them (gfx90a, gfx94x), option host_mirror=kfd takes it without");
+  }
   int smi_error = 0;
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     int fd = -1;
@@ -148,6 +153,11 @@ Status KfdMirror::open(const KfdConfig& config) {
   if (smi_error != 0) {
     info_.note = std::string("the driver's reports of faults and migrations cannot be read (") + strerror(smi_error) +
                  "): statistics stay empty and nothing is steered";
+  }
+  if (!xnack()) {
+    info_.note += (info_.note.empty() ? "" : "; ") +
+                  std::string("without XNACK nothing moves to a GPU unless it is asked for (hmmrt_prefetch), kernels use it "
+                              "where it is, and memory must be allocated or registered");
   }
   info_.kernel_faults = true;
   info_.driven = true;
@@ -175,7 +185,6 @@ std::byte* KfdMirror::allocate(std::size_t bytes) {
 }
 
 void KfdMirror::release(std::byte* addr, std::size_t bytes) {
-  attributes_->forget(reinterpret_cast<std::uintptr_t>(addr), bytes);
   munmap(addr, bytes);
 }
 
@@ -186,10 +195,7 @@ Status KfdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   return attributes_->manage(addr, bytes) ? Status{} : Status{HMMRT_ERROR_SYSTEM};
 }
 
-Status KfdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
-  attributes_->forget(addr, bytes);
-  return {};
-}
+Status KfdMirror::detach(std::uintptr_t, std::size_t) { return {}; }
 
 void KfdMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
                              void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) {
@@ -221,8 +227,9 @@ void KfdMirror::interrupt() {
 // A round that began after the call has read everything from before it; the one at work now may not.
 void KfdMirror::read_reports() {
   constexpr std::uint64_t k_look_again_ns = 20'000;
+  constexpr unsigned k_looks = 50'000;  // a second: the event thread may have ended
   const std::uint64_t rounds = reader_->rounds() + 2;
-  while (reader_->rounds() < rounds) {
+  for (unsigned i = 0; i < k_looks && reader_->rounds() < rounds; ++i) {
     interrupt();
     static const Word never{0};
     park(never, 0, k_look_again_ns);
@@ -296,13 +303,9 @@ PageOutcome KfdMirror::make_exclusive(std::uintptr_t, const PageMask& pages) {
 
 // ---- what is asked of the driver ---------------------------------------------------------------------------------------
 
-bool KfdMirror::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish) {
+bool KfdMirror::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order) {
   const kfd::SmiReader::Asking asking(*reader_, addr, bytes);
-  return attributes_->send(addr, bytes, to, wish);
-}
-
-bool KfdMirror::set_granularity(std::uintptr_t addr, std::size_t bytes, unsigned order, Wish wish) {
-  return attributes_->set_granularity(addr, bytes, order, wish);
+  return attributes_->send(addr, bytes, to, wish, order);
 }
 
 bool KfdMirror::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
@@ -310,14 +313,13 @@ bool KfdMirror::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
   return attributes_->tie(base, pages, wish);
 }
 
-bool KfdMirror::advised(std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice, Processor p) {
-  bool all = true;
-  for (std::uintptr_t at = addr; at < addr + bytes; at = block_floor(at) + k_block_size) {
-    const std::uintptr_t end = std::min(addr + bytes, block_floor(at) + k_block_size);
-    const PageMask pages = PageMask::range(page_in_block(at), static_cast<unsigned>((end - at) >> k_page_shift));
-    all = attributes_->advise(block_floor(at), pages, advice, p) && all;
-  }
-  return all;
+void KfdMirror::let_go(std::uintptr_t base, const PageMask& pages) { attributes_->let_go(base, pages); }
+
+bool KfdMirror::advised(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p,
+                        Processor where) {
+  return attributes_->advise(base, pages, advice, p, where);
 }
+
+void KfdMirror::disown(std::uintptr_t base, const PageMask& pages, bool gone) { attributes_->reset(base, pages, gone); }
 
 }  // namespace hmmrt

@@ -36,6 +36,7 @@ struct KfdConfig {
   };
   std::vector<Pci> gpus;
   Xnack xnack = Xnack::as_it_is;
+  bool only_with_xnack = false;  // without it, nothing migrates unless it is asked for
   // Called when reports wait for fetch_records(); from the event thread.
   std::function<void()> on_reports;
   // Called after each change of attributes; from any thread.
@@ -85,11 +86,12 @@ class KfdMirror final : public HostMirror {
 
   std::size_t fetch_records(std::span<DriverRecord> out) override { return reader_->take(out); }
   void read_reports() override;
-  bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish) override;
-  bool set_granularity(std::uintptr_t addr, std::size_t bytes, unsigned order, Wish wish) override;
+  bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order = 0) override;
   bool tie(std::uintptr_t base, const PageMask& pages, Wish wish) override;
-  void let_go(std::uintptr_t base, const PageMask& pages) override { attributes_->let_go(base, pages); }
-  bool advised(std::uintptr_t addr, std::size_t bytes, hmmrt_advice_t advice, Processor p) override;
+  void let_go(std::uintptr_t base, const PageMask& pages) override;
+  bool advised(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p,
+               Processor where) override;
+  void disown(std::uintptr_t base, const PageMask& pages, bool gone) override;
 
  private:
   explicit KfdMirror(int interrupt) : interrupt_(interrupt) {}
@@ -99,7 +101,7 @@ class KfdMirror final : public HostMirror {
   PageMask send_pages(std::uintptr_t base, const PageMask& pages, Processor to, Wish wish);
 
   HostMirrorInfo info_;
-  std::unique_ptr<kfd::Hsakmt> driver_;
+  const kfd::Hsakmt* driver_ = nullptr;
   std::unique_ptr<kfd::SvmAttributes> attributes_;
   std::unique_ptr<kfd::SmiReader> reader_;
   std::function<void()> on_reports_;

@@ -37,6 +37,7 @@ Cause cause_of(std::int32_t trigger) {
 SmiReader::SmiReader(std::vector<int> fds, std::vector<Gpu> gpus)
     : fds_(std::move(fds)), gpus_(std::move(gpus)), parsers_(fds_.size()), ring_(k_ring) {
   unmapped_.reserve(k_ring);
+  made_.reserve(k_ring);
 }
 
 SmiReader::~SmiReader() {
@@ -55,11 +56,7 @@ bool SmiReader::read() {
   constexpr std::size_t k_bytes = 8192;
   std::array<char, k_bytes> bytes;
   std::array<SmiEvent, 64> events;
-  std::size_t before = 0;
-  {
-    const std::lock_guard guard(lock_);
-    before = head_;
-  }
+  made_.clear();
   for (std::size_t i = 0; i < fds_.size(); ++i) {
     if (fds_[i] < 0) continue;
     for (;;) {
@@ -73,14 +70,22 @@ bool SmiReader::read() {
       }
     }
   }
+  // Each GPU's are in order.
+  if (fds_.size() > 1) {
+    std::stable_sort(made_.begin(), made_.end(),
+                     [](const DriverRecord& a, const DriverRecord& b) { return a.time_ns < b.time_ns; });
+  }
   const std::lock_guard guard(lock_);
+  const std::size_t fit = std::min(made_.size(), k_ring - (head_ - tail_));
+  for (std::size_t i = 0; i < fit; ++i) ring_[head_++ % k_ring] = made_[i];
+  stats_.overflowed += made_.size() - fit;
   SmiCounts counts;
   for (const SmiParser& p : parsers_) counts.malformed += p.counts().malformed;
   stats_.damaged = counts.malformed;
   stats_.unpaired = pairs_.ends_without_start() + pairs_.starts_without_end();
   stats_.loss = stats_.overflowed + stats_.full != 0 ? SmiLoss::likely : smi_loss(counts, pairs_);
   rounds_.fetch_add(1, std::memory_order_acq_rel);
-  return head_ != before;
+  return fit != 0;
 }
 
 // A line has at most 96 bytes, and one that does not fit is dropped.
@@ -120,6 +125,7 @@ void SmiReader::understand(const SmiEvent& e) {
   }
   std::uint64_t began = 0;
   DriverRecord r;
+  r.time_ns = e.time_ns;
   switch (e.kind) {
     case SmiKind::page_fault_start:
       note_open(e.kind, e.gpu, e.addr, e.time_ns);
@@ -170,6 +176,7 @@ void SmiReader::put_moved(const SmiEvent& e, std::uint64_t took_ns) {
     const std::uintptr_t part_end = std::min(end, block_floor(at) + k_block_size);
     DriverRecord r;
     r.time_ns = e.time_ns;
+    r.alone = at == e.addr && part_end == end;
     r.kind = DriverRecord::Kind::moved;
     r.cause = cause_of(e.trigger);
     r.from = from;
@@ -182,12 +189,12 @@ void SmiReader::put_moved(const SmiEvent& e, std::uint64_t took_ns) {
 }
 
 void SmiReader::put(const DriverRecord& record) {
-  const std::lock_guard guard(lock_);
-  if (head_ - tail_ == k_ring) {
-    ++stats_.overflowed;
+  if (made_.size() < made_.capacity()) {
+    made_.push_back(record);
     return;
   }
-  ring_[head_++ % k_ring] = record;
+  const std::lock_guard guard(lock_);
+  ++stats_.overflowed;
 }
 
 std::size_t SmiReader::take(std::span<DriverRecord> out) {

@@ -100,6 +100,7 @@ class SmiReader {
   SmiPairs pairs_;
   std::array<Open, k_open> open_{};
   std::size_t open_count_ = 0;
+  std::vector<DriverRecord> made_;  // in this round
   std::vector<HostEvent> unmapped_;
   std::size_t buffer_bytes_ = 1024;  // of the driver, as far as is known: Linux 7.2 has more
 

@@ -38,7 +38,7 @@ bool SvmAttributes::allowed(Wish wish) {
   constexpr std::uint64_t k_token_ns = 1'000'000'000u / k_per_second;
   if (const std::uint64_t earned = (now - refilled_ns_) / k_token_ns; earned != 0) {
     tokens_ = std::min(k_burst, tokens_ + std::min(earned, k_burst));
-    refilled_ns_ = now;
+    refilled_ns_ += earned * k_token_ns;
   }
   if (tokens_ == 0) return false;
   --tokens_;
@@ -67,16 +67,25 @@ bool SvmAttributes::manage(std::uintptr_t addr, std::size_t bytes) {
   return set(addr, bytes, list.span(), Wish::managed);
 }
 
-bool SvmAttributes::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish) {
+bool SvmAttributes::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order) {
   List list;
   list.add(SvmAttr::prefetch_location, node_of(to));
+  if (order != 0) {
+    list.add(SvmAttr::granularity, order);
+    const std::lock_guard guard(lock_);
+    for (std::uintptr_t at = addr; at < addr + bytes; at = block_floor(at) + k_block_size) {
+      const std::uintptr_t end = std::min(addr + bytes, block_floor(at) + k_block_size);
+      known(block_floor(at)).coarse |=
+          PageMask::range(page_in_block(at), static_cast<unsigned>((end - at) >> k_page_shift));
+    }
+  }
   return set(addr, bytes, list.span(), wish);
 }
 
-bool SvmAttributes::set_granularity(std::uintptr_t addr, std::size_t bytes, unsigned order, Wish wish) {
-  List list;
-  list.add(SvmAttr::granularity, order);
-  return set(addr, bytes, list.span(), wish);
+SvmAttributes::Known& SvmAttributes::known(std::uintptr_t base) {
+  std::unique_ptr<Known>& known = known_[base];
+  if (known == nullptr) known = std::make_unique<Known>();
+  return *known;
 }
 
 bool SvmAttributes::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
@@ -86,18 +95,18 @@ bool SvmAttributes::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
     List list;
     list.add(SvmAttr::preferred_location, cpu_node_);
     for (const std::uint32_t node : nodes_) list.add(SvmAttr::access_in_place, node);
-    // The driver remembers where memory was last sent, and sends it there again whenever an attribute changes.
     list.add(SvmAttr::prefetch_location, cpu_node_);
     if (set(base + first * k_page_size, count * k_page_size, list.span(), wish)) done |= PageMask::range(first, count);
   });
   if (done.any()) {
     const std::lock_guard guard(lock_);
-    std::unique_ptr<Known>& known = known_[base];
-    if (known == nullptr) known = std::make_unique<Known>();
-    if (known->tied.none()) ties_.fetch_add(1, std::memory_order_relaxed);
-    known->tied |= done;
+    Known& block = known(base);
+    if (block.tied.none()) ties_.fetch_add(1, std::memory_order_relaxed);
+    block.tied |= done;
   }
-  return done == fresh;
+  if (done == fresh) return true;
+  let_go(base, done);
+  return false;
 }
 
 PageMask SvmAttributes::tied(std::uintptr_t base) const {
@@ -107,7 +116,8 @@ PageMask SvmAttributes::tied(std::uintptr_t base) const {
   return it != known_.end() ? it->second->tied : PageMask{};
 }
 
-bool SvmAttributes::restore(std::uintptr_t base, const PageMask& pages, const Known& known, Wish wish) {
+bool SvmAttributes::restore(std::uintptr_t base, const PageMask& pages, const Known& known, Processor where,
+                            Wish wish) {
   bool all = true;
   pages.for_each_run([&](unsigned first, unsigned count) {
     for (unsigned page = first; page < first + count;) {
@@ -123,6 +133,7 @@ bool SvmAttributes::restore(std::uintptr_t base, const PageMask& pages, const Kn
         const bool in_place = (known.accessed_by[page] & set_of(device_processor(d))) != 0;
         list.add(in_place ? SvmAttr::access_in_place : SvmAttr::access, nodes_[d]);
       }
+      list.add(SvmAttr::prefetch_location, node_of(where));
       all = set(base + page * k_page_size, (end - page) * k_page_size, list.span(), wish) && all;
       page = end;
     }
@@ -144,56 +155,68 @@ void SvmAttributes::let_go(std::uintptr_t base, const PageMask& pages) {
     if (it->second->tied.none()) ties_.fetch_sub(1, std::memory_order_relaxed);
     copy = *it->second;
   }
-  (void)restore(base, loose, copy, Wish::over);
+  (void)restore(base, loose, copy, k_cpu, Wish::over);
 }
 
-bool SvmAttributes::advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p) {
+bool SvmAttributes::advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p,
+                           Processor where) {
   if (pages.none()) return true;
   Known copy;
   PageMask now = pages;
   {
     const std::lock_guard guard(lock_);
-    std::unique_ptr<Known>& known = known_[base];
-    if (known == nullptr) known = std::make_unique<Known>();
+    Known& block = known(base);
     switch (advice) {
       case HMMRT_ADVISE_SET_PREFERRED_LOCATION:
       case HMMRT_ADVISE_UNSET_PREFERRED_LOCATION:
         pages.for_each([&](unsigned page) {
-          known->preferred[page] = advice == HMMRT_ADVISE_SET_PREFERRED_LOCATION ? p : k_no_processor;
+          block.preferred[page] = advice == HMMRT_ADVISE_SET_PREFERRED_LOCATION ? p : k_no_processor;
         });
         break;
       case HMMRT_ADVISE_SET_ACCESSED_BY:
         if (p == k_cpu) return true;  // the CPU has access to everything
-        pages.for_each([&](unsigned page) { known->accessed_by[page] |= set_of(p); });
+        pages.for_each([&](unsigned page) { block.accessed_by[page] |= set_of(p); });
         break;
       case HMMRT_ADVISE_UNSET_ACCESSED_BY:
-        pages.for_each([&](unsigned page) { known->accessed_by[page] &= static_cast<ProcessorSet>(~set_of(p)); });
+        pages.for_each([&](unsigned page) { block.accessed_by[page] &= static_cast<ProcessorSet>(~set_of(p)); });
         break;
       case HMMRT_ADVISE_SET_READ_MOSTLY:
       case HMMRT_ADVISE_UNSET_READ_MOSTLY:
         return false;  // the driver has a flag of that name, and does nothing with it
     }
-    now = pages - known->tied;
-    copy = *known;
+    now = pages - block.tied;
+    copy = block;
   }
-  return restore(base, now, copy, Wish::user_advice);
+  return restore(base, now, copy, where, Wish::user_advice);
 }
 
-void SvmAttributes::forget(std::uintptr_t addr, std::size_t bytes) {
-  const std::lock_guard guard(lock_);
-  std::erase_if(known_, [&](auto& entry) {
-    const std::uintptr_t begin = std::max(addr, entry.first);
-    const std::uintptr_t end = std::min(addr + bytes, entry.first + k_block_size);
-    if (begin >= end) return false;
-    const PageMask gone = PageMask::range(page_in_block(begin), static_cast<unsigned>((end - begin) >> k_page_shift));
-    Known& known = *entry.second;
-    if (known.tied.any() && (known.tied - gone).none()) ties_.fetch_sub(1, std::memory_order_relaxed);
-    known.tied = known.tied - gone;
-    gone.for_each([&](unsigned page) {
-      known.preferred[page] = k_no_processor;
-      known.accessed_by[page] = 0;
+void SvmAttributes::reset(std::uintptr_t base, const PageMask& pages, bool gone) {
+  PageMask changed;
+  {
+    const std::lock_guard guard(lock_);
+    const auto it = known_.find(base);
+    if (it == known_.end()) return;
+    Known& block = *it->second;
+    changed = (block.tied | block.coarse) & pages;
+    pages.for_each([&](unsigned page) {
+      if (block.preferred[page] != k_no_processor || block.accessed_by[page] != 0) changed.set(page);
+      block.preferred[page] = k_no_processor;
+      block.accessed_by[page] = 0;
     });
-    return gone.full();
+    if (block.tied.any() && (block.tied - pages).none()) ties_.fetch_sub(1, std::memory_order_relaxed);
+    block.tied = block.tied - pages;
+    block.coarse = block.coarse - pages;
+    if (pages.full()) known_.erase(it);
+  }
+  if (gone) return;
+  constexpr unsigned k_driver_granularity = 9;
+  changed.for_each_run([&](unsigned first, unsigned count) {
+    List list;
+    list.add(SvmAttr::preferred_location, k_nowhere);
+    for (const std::uint32_t node : nodes_) list.add(SvmAttr::access, node);
+    list.add(SvmAttr::granularity, k_driver_granularity);
+    list.add(SvmAttr::prefetch_location, cpu_node_);
+    (void)set(base + first * k_page_size, count * k_page_size, list.span(), Wish::managed);
   });
 }
 

@@ -6,6 +6,8 @@
 //   user's advice    preferred location, accessed by: kept by page
 //   tied             sent home and used there: preferred in system memory, access in place for every GPU of the context
 //   both             a tie hides the advice until let_go()
+// The driver remembers where memory was last sent, and sends it there again whenever one of its attributes changes; so every
+// change also says where it is, or is to go.
 // The driver splits its ranges wherever attributes change and never joins them, so the policy's wishes are limited: at most
 // k_per_second, with bursts of k_burst. What a user or coherence needs is never refused for that.
 // Thread: any; calls for pages of one block are ordered by its claim. Blocks on: the kernel.
@@ -47,19 +49,19 @@ class SvmAttributes {
 
   // The GPUs may use the memory, wherever it is.
   bool manage(std::uintptr_t addr, std::size_t bytes);
-  bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish);
-  bool set_granularity(std::uintptr_t addr, std::size_t bytes, unsigned order, Wish wish);
+  // order: 0, or the granularity from now on.
+  bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order);
   bool tie(std::uintptr_t base, const PageMask& pages, Wish wish);
   void let_go(std::uintptr_t base, const PageMask& pages);
   PageMask tied(std::uintptr_t base) const;
   // Of one block. What the driver would ignore is refused without asking it.
-  bool advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p);
-  // The memory is gone, or no more ours.
-  void forget(std::uintptr_t addr, std::size_t bytes);
+  bool advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p, Processor where);
+  // Nothing that was asked for these pages is in force any more: as before, unless the memory is `gone`.
+  void reset(std::uintptr_t base, const PageMask& pages, bool gone);
 
  private:
   struct Known {
-    PageMask tied;
+    PageMask tied, coarse;  // coarse: with another granularity than the driver's own
     std::array<Processor, k_block_pages> preferred;
     std::array<ProcessorSet, k_block_pages> accessed_by{};
     Known() { preferred.fill(k_no_processor); }
@@ -68,8 +70,9 @@ class SvmAttributes {
   // Sets attributes[0..]; reports; the failure text is set when it returns false.
   bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish);
   bool allowed(Wish wish);
-  // Sets what Known says of the pages, in runs that are alike.
-  bool restore(std::uintptr_t base, const PageMask& pages, const Known& known, Wish wish);
+  // Sets what Known says of the pages, all of them on `where`, in runs that are alike.
+  bool restore(std::uintptr_t base, const PageMask& pages, const Known& known, Processor where, Wish wish);
+  Known& known(std::uintptr_t base);  // lock_ held
 
   const Hsakmt& driver_;
   const std::vector<std::uint32_t> nodes_;
