@@ -98,6 +98,7 @@ hmmrt_result_t hmmrt_stats_device(hmmrt_context_t context, uint32_t device, hmmr
     if (const Status s = use(context, &c); !s.ok()) return s;
     if (stats == nullptr) return null_argument("hmmrt_stats_device", "stats");
     if (const Status s = check_device("hmmrt_stats_device", *c, device); !s.ok()) return s;
+    c->service().wait_counted();
     hmmrt_stats_t out{};
     fill(c->device_counters(device), &out);
     out.remote_accesses = c->remote_accesses(device);
@@ -116,6 +117,7 @@ hmmrt_result_t hmmrt_stats_range(hmmrt_context_t context, const void* ptr, hmmrt
     if (ptr == nullptr) return null_argument("hmmrt_stats_range", "ptr");
     if (stats == nullptr) return null_argument("hmmrt_stats_range", "stats");
     const auto addr = reinterpret_cast<std::uintptr_t>(ptr);
+    c->service().wait_counted();
     hmmrt_stats_t out{};
     std::uintptr_t begin = 0;
     const bool found = c->with_range(addr, [&](const Range& range) {

@@ -176,7 +176,7 @@ std::byte* KfdMirror::allocate(std::size_t bytes) {
     (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
     return nullptr;
   }
-  const kfd::SmiReader::Asking asking(*reader_, addr, bytes);
+  const kfd::SmiReader::Asking asking(*reader_, addr, bytes, true);
   if (!attributes_->manage(addr, bytes)) {
     munmap(pointer(addr), bytes);
     return nullptr;
@@ -191,7 +191,7 @@ void KfdMirror::release(std::byte* addr, std::size_t bytes) {
 Status KfdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   bool exec = false;
   if (const Status s = maps_.check_registrable(addr, bytes, &exec); !s.ok()) return s;
-  const kfd::SmiReader::Asking asking(*reader_, addr, bytes);
+  const kfd::SmiReader::Asking asking(*reader_, addr, bytes, true);
   return attributes_->manage(addr, bytes) ? Status{} : Status{HMMRT_ERROR_SYSTEM};
 }
 

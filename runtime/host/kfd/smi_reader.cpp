@@ -158,7 +158,7 @@ void SmiReader::understand(const SmiEvent& e) {
       break;
     case SmiKind::unmap:
       if (e.trigger != k_unmap_from_cpu || unmapped_.size() == unmapped_.capacity()) break;
-      if (asked_since(e.addr, e.addr + e.bytes, e.time_ns)) break;
+      if (asked_since(e.addr, e.addr + e.bytes, e.time_ns, true)) break;
       unmapped_.push_back({.kind = HostEventKind::unmap, .addr = e.addr, .bytes = e.bytes, .time_ns = e.time_ns});
       break;
     default:
@@ -220,20 +220,20 @@ SmiStats SmiReader::stats() const {
   return stats_;
 }
 
-bool SmiReader::asked_since(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns) {
+bool SmiReader::asked_since(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns, bool fresh) {
   const std::lock_guard guard(asked_lock_);
   return std::any_of(asked_.begin(), asked_.end(), [&](const Asked& a) {
-    return a.begin < end && begin < a.end && (a.open || time_ns <= a.until_ns);
+    return a.begin < end && begin < a.end && (a.open || time_ns <= a.until_ns) && (a.fresh || !fresh);
   });
 }
 
-SmiReader::Asking::Asking(SmiReader& reader, std::uintptr_t addr, std::size_t bytes) : reader_(reader) {
+SmiReader::Asking::Asking(SmiReader& reader, std::uintptr_t addr, std::size_t bytes, bool fresh) : reader_(reader) {
   const std::lock_guard guard(reader.asked_lock_);
   // The oldest that is over; with k_asked callers at once, the last is not kept apart.
   std::size_t slot = reader.next_asked_;
   for (std::size_t i = 0; i < k_asked && reader.asked_[slot].open; ++i) slot = (slot + 1) % k_asked;
   reader.next_asked_ = (slot + 1) % k_asked;
-  reader.asked_[slot] = {addr, addr + bytes, 0, true};
+  reader.asked_[slot] = {addr, addr + bytes, 0, true, fresh};
   slot_ = slot;
 }
 

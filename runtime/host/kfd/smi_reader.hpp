@@ -60,7 +60,8 @@ class SmiReader {
   // While one lives, and of the time before its end, reports about [addr, addr + bytes) count for nothing.
   class Asking {
    public:
-    Asking(SmiReader& reader, std::uintptr_t addr, std::size_t bytes);
+    // `fresh`: the memory there is new, and so reports that it was unmapped are old, too.
+    Asking(SmiReader& reader, std::uintptr_t addr, std::size_t bytes, bool fresh = false);
     ~Asking();
     Asking(const Asking&) = delete;
     Asking& operator=(const Asking&) = delete;
@@ -77,7 +78,7 @@ class SmiReader {
   struct Asked {
     std::uintptr_t begin = 0, end = 0;
     std::uint64_t until_ns = 0;
-    bool open = false;
+    bool open = false, fresh = false;
   };
   struct Open {  // a fault or migration that has started
     SmiKind kind;
@@ -89,7 +90,7 @@ class SmiReader {
   void understand(const SmiEvent& event);
   void put(const DriverRecord& record);
   void put_moved(const SmiEvent& event, std::uint64_t took_ns);
-  bool asked_since(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns);
+  bool asked_since(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns, bool fresh = false);
   Processor processor_of(std::uint32_t gpu_id) const;
   void note_open(SmiKind kind, std::uint32_t gpu, std::uint64_t addr, std::uint64_t time_ns);
   bool close_open(SmiKind kind, std::uint32_t gpu, std::uint64_t addr, std::uint64_t* time_ns);

@@ -153,7 +153,7 @@ TEST_F(Kfd, a_prefetch_is_asked_of_the_driver_whatever_the_books_say) {
   EXPECT_LT(hmmrt_standin_counts().set_attr,
             asked + 4);  // one call for all four blocks; the policy may have made others
   EXPECT_EQ(hmmrt_standin_where(b.data()), k_system);
-  EXPECT_EQ(hmmrt::bytes_to_host(stats()), b.bytes());
+  EXPECT_GE(hmmrt::bytes_to_host(stats()), b.bytes());  // what somebody else moved may have been heard of
   EXPECT_EQ(stats().hints_without_effect, 0u);
 }
 
