@@ -55,7 +55,7 @@ void read_pages(const std::byte* p, std::size_t bytes) {
 }
 
 void to_and_fro(const Plan& plan, Report& report, std::size_t bytes) {
-  const Context context({{"device", plan.device}, {"device_memory", std::to_string(2 * bytes)}});
+  const Context context(plan.options({{"device_memory", std::to_string(2 * bytes)}}));
   const BareCopies bare(bytes);
   std::byte* p = context.allocate(bytes);
   std::memset(p, 0x5a, bytes);
@@ -85,8 +85,8 @@ void to_and_fro(const Plan& plan, Report& report, std::size_t bytes) {
     const double by_faults = seconds_since(start);
     verify(p, bytes, value);
     const hmmrt_stats_t after = context.stats();
-    expect_bytes(bytes_to_device(after) - bytes_to_device(before), 2 * bytes, "the ways out");
-    expect_bytes(bytes_to_host(after) - bytes_to_host(before), 2 * bytes, "the ways home");
+    plan.expect(bytes_to_device(after) - bytes_to_device(before), 2 * bytes, "the ways out");
+    plan.expect(bytes_to_host(after) - bytes_to_host(before), 2 * bytes, "the ways home");
     if (i < k_warm_up) continue;
     out.add(gigabytes / ours_out, gigabytes / bare_out);
     home.add(gigabytes / ours_home, gigabytes / bare_home);
@@ -112,7 +112,9 @@ void to_and_fro(const Plan& plan, Report& report, std::size_t bytes) {
 
 // Between the first two GPUs.
 void to_another(const Plan& plan, Report& report, std::size_t bytes) {
-  const Context context({{"device", "gpu:0,gpu:1"}, {"device_memory", std::to_string(2 * bytes)}});
+  Plan both = plan;
+  both.device = "gpu:0,gpu:1";
+  const Context context(both.options({{"device_memory", std::to_string(2 * bytes)}}));
   std::byte* p = context.allocate(bytes);
   std::memset(p, 0x5a, bytes);
   context.prefetch(p, bytes, 0);
@@ -141,7 +143,7 @@ void to_another(const Plan& plan, Report& report, std::size_t bytes) {
         stream.synchronize();
         return gigabytes / seconds_since(start);
       });
-  expect_bytes(bytes_migrated(context.stats()) - bytes_migrated(before), (plan.repeats + 1) * bytes, "GPU to GPU");
+  plan.expect(bytes_migrated(context.stats()) - bytes_migrated(before), (plan.repeats + 1) * bytes, "GPU to GPU");
   for (std::size_t i = 0; i < bytes; i += k_page) {
     if (p[i] != std::byte{0x5a}) throw Error("a page went from GPU to GPU and was lost");
   }

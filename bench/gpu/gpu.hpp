@@ -23,7 +23,17 @@ struct Plan {
   unsigned repeats = 9;
   bool smoke = false;  // small, and without targets: does it run?
   std::string device = "gpu:0";
-  int gpus = 1;  // that the vendor's runtime finds
+  std::string host_mirror = "auto";
+  bool driven = false;  // the driver moves pages, and its reports may come late, or be lost
+  int gpus = 1;         // that the vendor's runtime finds
+  Options options(Options more = {}) const {
+    more.insert(more.begin(), {{"device", device}, {"host_mirror", host_mirror}});
+    return more;
+  }
+  // Unless the driver counts: throws where a measured run did not move what it was meant to.
+  void expect(std::uint64_t moved, std::uint64_t wanted, const char* what) const {
+    if (!driven) expect_bytes(moved, wanted, what);
+  }
   std::optional<Target> target(const Target& t) const { return smoke || k_stand_in ? std::nullopt : std::optional(t); }
 };
 

@@ -27,12 +27,12 @@ int skip(std::string why) {
   return k_skipped;
 }
 
-// The GPU's description; null and why when there is none.
-std::optional<std::string> describe(const std::string& device, std::string* why) {
-  const hmmrt_option_t option{"device", device.c_str()};
+// The GPU's description, and who moves its pages; null and why when there is none.
+std::optional<std::string> describe(bench::gpu::Plan* plan, std::string* why) {
+  const hmmrt_option_t options[] = {{"device", plan->device.c_str()}, {"host_mirror", plan->host_mirror.c_str()}};
   hmmrt_context_desc_t desc = HMMRT_CONTEXT_DESC_INIT;
-  desc.options = &option;
-  desc.option_count = 1;
+  desc.options = options;
+  desc.option_count = 2;
   hmmrt_context_t context = nullptr;
   if (const hmmrt_result_t r = hmmrt_context_create(&desc, &context); r != HMMRT_SUCCESS) {
     *why = hmmrt_last_error_detail();
@@ -41,10 +41,15 @@ std::optional<std::string> describe(const std::string& device, std::string* why)
   }
   hmmrt_device_info_t info{};
   info.size = sizeof info;
-  const hmmrt_result_t r = hmmrt_device_get_info(context, 0, &info);
+  hmmrt_context_info_t host{};
+  host.size = sizeof host;
+  const hmmrt_result_t about_gpu = hmmrt_device_get_info(context, 0, &info);
+  const hmmrt_result_t about_host = hmmrt_context_get_info(context, &host);
   hmmrt_context_destroy(context);
-  bench::check(r, "hmmrt_device_get_info");
-  return info.description;
+  bench::check(about_gpu, "hmmrt_device_get_info");
+  bench::check(about_host, "hmmrt_context_get_info");
+  plan->driven = std::string(host.host_mirror) == "kfd";
+  return std::string(info.description) + "; host mirror " + host.host_mirror;
 }
 
 int run(int argc, char** argv) {
@@ -58,6 +63,8 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--gpu", ordinal, "which one, as the vendor counts")->check(CLI::Range(0, 63))->capture_default_str();
+  app.add_option("--host-mirror", plan.host_mirror, "who watches the CPU's side (option host_mirror)")
+      ->capture_default_str();
   app.add_flag("--smoke", plan.smoke, "small, and without targets");
   app.add_flag("--strict", strict, "a missed target is a failure");
   try {
@@ -68,7 +75,7 @@ int run(int argc, char** argv) {
   if (plan.smoke && app.count("--repeats") == 0) plan.repeats = 2;
   plan.device = "gpu:" + std::to_string(ordinal);
   std::string why;
-  const std::optional<std::string> description = describe(plan.device, &why);
+  const std::optional<std::string> description = describe(&plan, &why);
   if (!description) return skip(why);
   if (VENDOR(GetDeviceCount)(&plan.gpus) != VENDOR(Success) || plan.gpus <= ordinal) {
     return skip("this program was compiled for " + std::string(k_vendor) +

@@ -34,7 +34,7 @@ double each(unsigned count, bool waited_for, const Launch& launch, const Wait& w
 void launches(const Plan& plan, Report& report) {
   const std::size_t bytes = (plan.smoke ? 8 : 256) * k_mib;  // all of it is looked after at each launch
   const unsigned count = plan.smoke ? 50 : 1000;
-  const Context context({{"device", plan.device}, {"device_memory", std::to_string(2 * bytes)}});
+  const Context context(plan.options({{"device_memory", std::to_string(2 * bytes)}}));
   auto* p = reinterpret_cast<std::uint32_t*>(context.allocate(bytes));
   context.prefetch(p, bytes, 0);
   const by_hand::Stream stream;
@@ -69,7 +69,7 @@ void launches(const Plan& plan, Report& report) {
         waited_for ? "launch and synchronize, one at a time; ceiling: the vendor's, which this is more than"
                    : "of many before one synchronize; ceiling: the vendor's, which this is more than"));
   }
-  expect_bytes(bytes_migrated(context.stats()) - bytes_migrated(before), 0, "a resident launch");
+  plan.expect(bytes_migrated(context.stats()) - bytes_migrated(before), 0, "a resident launch");
   if (p[k_items - 1] != static_cast<std::uint32_t>(done)) throw Error("a launch was lost");
   context.free(p);
 }

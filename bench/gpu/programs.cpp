@@ -110,7 +110,7 @@ void spmv(const Plan& plan, Report& report, const hmmrt::context& context) {
 
 void programs(const Plan& plan, Report& report) {
   // The device's memory is a window onto addresses: three quarters of what is free, so that all buffers lie in it.
-  const hmmrt::context context({{"device", plan.device}});
+  const hmmrt::context context({{"device", plan.device.c_str()}, {"host_mirror", plan.host_mirror.c_str()}});
   jacobi(plan, report, context);
   context.reset_stats();
   spmv(plan, report, context);

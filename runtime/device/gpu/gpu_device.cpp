@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdarg>
-#include <cstdio>
 #include <thread>
 
 #include "device/gpu/gpu_queue.hpp"
