@@ -67,8 +67,8 @@ constexpr std::array k_table = {
     Option{
         "host_mirror", "HMMRT_HOST_MIRROR", T::choice, "auto", 0, 0, "auto|uffd|shim|kfd", &S::host_mirror,
         "Who watches the CPU's side: uffd is userfaultfd; shim the kernel module hmmrt_shim, under which any pointer "
-        "can be used; kfd AMD's kernel driver with SVM, which moves pages by itself. auto takes kfd for AMD GPUs that "
-        "have it, and else uffd."},
+        "can be used; kfd AMD's kernel driver with SVM, which moves pages by itself. auto takes kfd for AMD GPUs whose "
+        "driver has it and retries faults (XNACK), and else uffd."},
     Option{"host_path", "HMMRT_HOST_PATH", T::choice, "auto", 0, 0, "auto|move|fallback", &S::host_path,
            "How pages leave the CPU: auto takes UFFDIO_MOVE (Linux 6.8) where it works; move insists on it; fallback "
            "write-protects, copies and drops."},

@@ -139,7 +139,7 @@ class FaultService {
   std::atomic<bool> stopping_{false};
   std::shared_mutex departures_;
   std::atomic<bool> frozen_{false};  // the device thread does nothing until thaw()
-  ParkMutex device_step_;  // held for each round of the device thread; freeze() holds it
+  ParkMutex device_step_;            // held for each round of the device thread; freeze() holds it
 
   // Device thread.
   Pipeline device_pipeline_;

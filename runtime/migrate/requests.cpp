@@ -191,7 +191,8 @@ std::uint64_t pinned_pages(House& house, std::span<const Extent> extents) {
 
 // Asks the driver, which may know better than the books where the pages are; of what is mapped, and pinned pages stay. Moves
 // to *sent what it did not refuse; returns how many pages it refused.
-std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause, std::vector<Extent>* sent) {
+std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause,
+                   std::vector<Extent>* sent) {
   const Wish wish = cause == Cause::prefetch_user ? Wish::user_prefetch : Wish::coherence;
   std::uint64_t refused = 0;
   const auto ask = [&](const Extent& e) {

@@ -33,8 +33,9 @@ const char* what_to_expect(const Probe& amd) {
       return "option device=gpu uses them with host mirror kfd: the driver serves faults and moves pages, any pointer "
              "works";
     case Rung::svm:
-      return "option device=gpu uses them with host mirror kfd: the driver moves pages; memory is allocated or "
-             "registered";
+      return "option device=gpu uses them with host mirror uffd: pages come at launch (host_mirror=kfd: the driver "
+             "moves "
+             "what it is asked to)";
     case Rung::no_svm:
       return "option device=gpu uses them with host mirror uffd: pages come at launch";
     default:

@@ -10,6 +10,11 @@ namespace {
 
 std::size_t bytes_of(const CopyRun& run) { return std::size_t{run.pages} * k_page_size; }
 
+// Until what is on the stream has been done. Failing is not proof that it has not begun, so the whole device is asked next.
+bool finish(Stream stream) {
+  return GPU(StreamSynchronize)(stream) == k_success || GPU(DeviceSynchronize)() == k_success;
+}
+
 }  // namespace
 
 Error CopyLanes::open(const Pool& pool) {
@@ -67,7 +72,7 @@ bool CopyLanes::copy_directly(std::span<const CopyRun> runs) {
       case CopyKind::device_to_host:
         return GPU(Memcpy)(run.host, address(run.frame), bytes_of(run), k_to_host) == k_success;
       case CopyKind::peer_to_device:
-        return copy_from_peer(run) && GPU(StreamSynchronize)(to_device_) == k_success;
+        return copy_from_peer(run) && finish(to_device_);
     }
     return false;
   });
@@ -113,8 +118,8 @@ CopyTicket CopyLanes::start(std::span<const CopyRun> runs) {
   lane.landing_count = 0;
   if (fill(lane, runs)) return index + 1;
   // Some of it may be on its way; then, the slow way.
-  (void)GPU(StreamSynchronize)(to_device_);
-  (void)GPU(StreamSynchronize)(to_host_);
+  (void)finish(to_device_);
+  (void)finish(to_host_);
   give_lane(index);
   return copy_directly(runs) ? 0 : k_failed;
 }
@@ -123,8 +128,7 @@ bool CopyLanes::wait(CopyTicket ticket) {
   if (ticket == 0) return true;
   if (ticket == k_failed) return false;
   Lane& lane = lanes_[ticket - 1];
-  const bool ok = GPU(EventSynchronize)(lane.done) == k_success ||
-                  (GPU(StreamSynchronize)(to_device_) == k_success && GPU(StreamSynchronize)(to_host_) == k_success);
+  const bool ok = GPU(EventSynchronize)(lane.done) == k_success || (finish(to_device_) && finish(to_host_));
   if (ok) {
     for (std::size_t i = 0; i < lane.landing_count; ++i) {
       const Landing& landing = lane.landings[i];
@@ -146,7 +150,7 @@ bool CopyLanes::zero(const PageMask& pages, const Frame* frames) {
       page = end;
     }
   });
-  return GPU(StreamSynchronize)(to_device_) == k_success && ok;
+  return finish(to_device_) && ok;
 }
 
 }  // namespace hmmrt::gpu

@@ -27,8 +27,8 @@ struct DeviceConfig {
   unsigned index = 0;              // of the context's devices
   std::uint64_t memory_bytes = 0;  // of it to manage; 0: three quarters of what is free
   bool remote_mapping = true;
-  bool driven = false;  // the vendor's driver moves pages (svm_device.hpp)
-  bool xnack = false;   // ... and serves faults
+  bool driven = false;          // the vendor's driver moves pages (svm_device.hpp)
+  bool xnack = false;           // ... and serves faults
   const void* peers = nullptr;  // GPUs with the same value here, one context's, copy from each other; null: from none
 };
 

@@ -133,9 +133,10 @@ Status KfdMirror::open(const KfdConfig& config) {
   }
   if (const Status s = set_xnack(config.xnack); !s.ok()) return s;
   if (config.only_with_xnack && !xnack()) {
-    return fail(HMMRT_ERROR_NOT_SUPPORTED,
-                "faults are not retried (XNACK off), so its driver moves only what it is asked to; HSA_XNACK=1 or option "
-                "xnack=on turns them on where the GPU has them (gfx90a, gfx94x), option host_mirror=kfd takes it without");
+    return fail(
+        HMMRT_ERROR_NOT_SUPPORTED,
+        "faults are not retried (XNACK off), so its driver moves only what it is asked to; HSA_XNACK=1 or option "
+        "xnack=on turns them on where the GPU has them (gfx90a, gfx94x), option host_mirror=kfd takes it without");
   }
   int smi_error = 0;
   for (std::size_t i = 0; i < nodes.size(); ++i) {
@@ -156,8 +157,9 @@ Status KfdMirror::open(const KfdConfig& config) {
   }
   if (!xnack()) {
     info_.note += (info_.note.empty() ? "" : "; ") +
-                  std::string("without XNACK nothing moves to a GPU unless it is asked for (hmmrt_prefetch), kernels use it "
-                              "where it is, and memory must be allocated or registered");
+                  std::string(
+                      "without XNACK nothing moves to a GPU unless it is asked for (hmmrt_prefetch), kernels use it "
+                      "where it is, and memory must be allocated or registered");
   }
   info_.kernel_faults = true;
   info_.driven = true;
@@ -184,9 +186,7 @@ std::byte* KfdMirror::allocate(std::size_t bytes) {
   return static_cast<std::byte*>(pointer(addr));
 }
 
-void KfdMirror::release(std::byte* addr, std::size_t bytes) {
-  munmap(addr, bytes);
-}
+void KfdMirror::release(std::byte* addr, std::size_t bytes) { munmap(addr, bytes); }
 
 Status KfdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   bool exec = false;
