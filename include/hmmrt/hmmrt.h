@@ -231,7 +231,7 @@ HMMRT_API hmmrt_result_t hmmrt_free(hmmrt_context_t context, void* ptr);
 
 /* Makes existing memory managed, where it is: `ptr` and `bytes` are multiples of 4096, and all of it is mapped private,
  * anonymous, readable and writable. The application keeps owning the mapping and may still munmap, mremap or madvise
- * it. Errors: MISALIGNED; INVALID_VALUE (beyond 47 bits, or not readable and writable); NOT_MANAGED (nothing is mapped
+ * it (host mirrors "shim" and "kfd": what mremap moves away is registered no more). Errors: MISALIGNED; INVALID_VALUE (beyond 47 bits, or not readable and writable); NOT_MANAGED (nothing is mapped
  * in part of it); NOT_ANONYMOUS (file, shared, hugetlb); ALREADY_MANAGED (overlaps a registration or hmmrt_alloc's
  * memory of this context, or of another one, which the detail text names); BUSY (a userfaultfd that is not this
  * library's watches it, and has to let go of it first); OUT_OF_MEMORY; SYSTEM. Never register what this library or the

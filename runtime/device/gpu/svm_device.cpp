@@ -7,8 +7,8 @@
 
 namespace hmmrt::gpu {
 
-SvmDevice::SvmDevice(const DeviceConfig& config, const Services& services)
-    : config_(config), services_(services), queues_(*this, services_, config_.name) {}
+SvmDevice::SvmDevice(DeviceConfig config, const Services& services)
+    : config_(std::move(config)), services_(services), queues_(*this, services_, config_.name) {}
 
 SvmDevice::~SvmDevice() { use(); }
 

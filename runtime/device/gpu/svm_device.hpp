@@ -58,7 +58,7 @@ class SvmDevice final : public hmmrt::Device, public QueueOwner {
   Start start(Stream stream, const Launch& launch, const ReadyPages* ready, Error* error) override;
 
  private:
-  SvmDevice(const DeviceConfig& config, const Services& services);
+  SvmDevice(DeviceConfig config, const Services& services);
   Error open();
 
   const DeviceConfig config_;
