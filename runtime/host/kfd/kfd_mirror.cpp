@@ -207,10 +207,12 @@ void KfdMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
 void KfdMirror::wait(std::int64_t timeout_ns) {
   std::array<pollfd, k_max_devices + 1> fds{};
   std::size_t n = 0;
-  for (const int fd : reader_->fds()) fds[n++] = {fd, POLLIN, 0};
+  // One that has only an error to report would end every wait at once.
+  for (const int fd : reader_->fds()) fds[n] = {deaf_[n] ? -1 : fd, POLLIN, 0}, ++n;
   fds[n++] = {interrupt_, POLLIN, 0};
   const timespec limit{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
   (void)ppoll(fds.data(), n, timeout_ns < 0 ? nullptr : &limit, nullptr);
+  for (std::size_t i = 0; i + 1 < n; ++i) deaf_[i] = deaf_[i] || (fds[i].revents & ~POLLIN) != 0;
   std::uint64_t count = 0;
   [[maybe_unused]] const ssize_t got = read(interrupt_, &count, sizeof count);
   if (reader_->read()) on_reports_();

@@ -14,6 +14,7 @@
 // that it does not refuse counts as done.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <string>
@@ -106,7 +107,8 @@ class KfdMirror final : public HostMirror {
   std::unique_ptr<kfd::SmiReader> reader_;
   std::function<void()> on_reports_;
   ProcMaps maps_;
-  int interrupt_;  // eventfd
+  int interrupt_;                           // eventfd
+  std::array<bool, k_max_devices> deaf_{};  // by device: its reports have ended. Event thread
 };
 
 }  // namespace hmmrt

@@ -293,8 +293,10 @@ TEST_F(Kfd, advice_ends_a_tie) {
   ASSERT_LT(quarrel(s, b), 200);
   context().advise(b.data(), b.bytes(), HMMRT_ADVISE_SET_PREFERRED_LOCATION, 0);
   EXPECT_EQ(hmmrt_standin_attributes(b.data()).preferred, k_gpu);
-  add_one(s, b);
+  EXPECT_EQ(hmmrt_standin_attributes(b.data()).in_place & 1u << k_gpu, 0u);
+  b.prefetch(0);
   EXPECT_EQ(hmmrt_standin_where(b.data()), k_gpu);
+  EXPECT_EQ(stats().hints_without_effect, 0u);
 }
 
 TEST_F(Kfd, advice_moves_nothing) {
