@@ -33,9 +33,7 @@ GpuDevice::GpuDevice(DeviceConfig config, const Services& services)
 std::unique_ptr<hmmrt::Device> GpuDevice::make(const DeviceConfig& config, const Services& services) {
   std::unique_ptr<GpuDevice> device(new GpuDevice(config, services));
   if (const Error e = device->open(); e != k_success) {
-    const std::string text =
-        config.name + " (GPU " + std::to_string(config.ordinal) + ") cannot be used: " + GPU(GetErrorString)(e);
-    (void)services.fail(HMMRT_ERROR_SYSTEM, text.c_str());
+    say_unusable(config, services, e);
     return nullptr;
   }
   return device;
@@ -83,15 +81,8 @@ void GpuDevice::describe_itself() {
     int value = 0;
     return GPU(DeviceGetAttribute)(&value, which, static_cast<int>(config_.ordinal)) == k_success ? value : 0;
   };
-  info_.name = config_.name;
-  info_.index = config_.index;
+  describe(config_, &info_);
   info_.memory_bytes = frames_ * k_page_size;
-  DeviceProperties properties{};
-  if (GPU(GetDeviceProperties)(&properties, static_cast<int>(config_.ordinal)) == k_success) {
-    info_.description = std::string(properties.name) + ", " HMMRT_GPU_VENDOR;
-    info_.compute_units = static_cast<std::uint32_t>(properties.multiProcessorCount);
-    info_.wave_size = static_cast<std::uint32_t>(properties.warpSize);
-  }
   info_.description += ": no retryable faults, pages are brought here before a launch";
   info_.caps.placed = true;
   info_.caps.peer_copy = config_.peers != nullptr;

@@ -9,6 +9,22 @@
 
 namespace hmmrt::gpu {
 
+void describe(const DeviceConfig& config, DeviceInfo* info) {
+  info->name = config.name;
+  info->index = config.index;
+  DeviceProperties properties{};
+  if (GPU(GetDeviceProperties)(&properties, static_cast<int>(config.ordinal)) != k_success) return;
+  info->description = std::string(properties.name) + ", " HMMRT_GPU_VENDOR;
+  info->compute_units = static_cast<std::uint32_t>(properties.multiProcessorCount);
+  info->wave_size = static_cast<std::uint32_t>(properties.warpSize);
+}
+
+void say_unusable(const DeviceConfig& config, const Services& services, Error error) {
+  const std::string text =
+      config.name + " (GPU " + std::to_string(config.ordinal) + ") cannot be used: " + GPU(GetErrorString)(error);
+  (void)services.fail(HMMRT_ERROR_SYSTEM, text.c_str());
+}
+
 Queues::Queues(QueueOwner& owner, const Services& services, const std::string& name)
     : owner_(owner), services_(services), name_(name) {}
 Queues::~Queues() = default;

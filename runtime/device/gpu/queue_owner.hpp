@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What a GpuQueue needs of the device it belongs to, and the queues of a device: the same for every kind.
+// What is the same for every kind of GPU: what a GpuQueue needs of the device it belongs to, the queues of a device, how it
+// is described, and what is said of one that cannot be used.
 #pragma once
 
 #include <map>
@@ -13,6 +14,10 @@
 namespace hmmrt::gpu {
 
 class GpuQueue;
+
+// Name, index, what it is and how large its waves are.
+void describe(const DeviceConfig& config, DeviceInfo* info);
+void say_unusable(const DeviceConfig& config, const Services& services, Error error);
 
 class QueueOwner {
  public:

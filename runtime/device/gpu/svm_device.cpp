@@ -15,9 +15,7 @@ SvmDevice::~SvmDevice() { use(); }
 std::unique_ptr<hmmrt::Device> SvmDevice::make(const DeviceConfig& config, const Services& services) {
   std::unique_ptr<SvmDevice> device(new SvmDevice(config, services));
   if (const Error e = device->open(); e != k_success) {
-    const std::string text =
-        config.name + " (GPU " + std::to_string(config.ordinal) + ") cannot be used: " + GPU(GetErrorString)(e);
-    (void)services.fail(HMMRT_ERROR_SYSTEM, text.c_str());
+    say_unusable(config, services, e);
     return nullptr;
   }
   return device;
@@ -31,15 +29,8 @@ Error SvmDevice::open() {
   std::uint64_t bytes = config_.memory_bytes != 0 ? std::min(config_.memory_bytes, most) : most;
   bytes = std::max<std::uint64_t>(bytes & ~(k_block_size - 1), k_block_size);
   frames_ = bytes / k_page_size;
-  info_.name = config_.name;
-  info_.index = config_.index;
+  describe(config_, &info_);
   info_.memory_bytes = bytes;
-  DeviceProperties properties{};
-  if (GPU(GetDeviceProperties)(&properties, static_cast<int>(config_.ordinal)) == k_success) {
-    info_.description = std::string(properties.name) + ", " HMMRT_GPU_VENDOR;
-    info_.compute_units = static_cast<std::uint32_t>(properties.multiProcessorCount);
-    info_.wave_size = static_cast<std::uint32_t>(properties.warpSize);
-  }
   info_.description += config_.xnack ? ": its driver serves faults and moves pages" : ": its driver moves pages";
   info_.caps.retryable_faults = true;  // an access to memory that the driver knows is always served
   info_.caps.remote_mapping = config_.remote_mapping;
