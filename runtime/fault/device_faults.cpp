@@ -302,7 +302,8 @@ void FaultService::end_pin(std::uintptr_t base, const PageMask& pages) {
     for (Processor p = 1; house_.host.info().driven && p <= house_.device_count; ++p) {
       if (block->part(p) == nullptr) continue;
       PageMask sent;
-      ((remote & block->held & block->on_cpu) - block->pinned).for_each_run([&](unsigned first, unsigned count) {
+      const PageMask stay = block->pinned | house_.host.kept_home(base, p);
+      ((remote & block->held & block->on_cpu) - stay).for_each_run([&](unsigned first, unsigned count) {
         const std::uintptr_t at = base + first * k_page_size;
         if (house_.host.send(at, count * k_page_size, p, Wish::trial)) sent |= PageMask::range(first, count);
       });

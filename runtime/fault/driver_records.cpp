@@ -124,7 +124,7 @@ void FaultService::follow_move(const DriverRecord& r) {
     if (plan.pin_ns != 0) tie_home(*block, device, block->held & block->on_cpu, wish_of(plan.reason));
   } else if (part != nullptr) {
     tie_home(*block, device, remote & (part->resident | block->on_cpu), wish_of(plan.reason));
-    more = more - remote - part->resident;
+    more = more - remote - part->resident - house_.host.kept_home(base, device);
     if (more.any()) steer(*block, device, more, {}, Cause::prefetch_heuristic, false);
   }
   if (plan.pin_ns != 0) later(1, base, block->held, block->held_until_ns, true);
@@ -141,7 +141,8 @@ void FaultService::run_ahead(Processor p, std::uintptr_t base) {
   for (unsigned i = 0; i < ahead.blocks && i < room; ++i, end += k_block_size) {
     Block* block = house_.space.find(end);
     if (block == nullptr || !block->try_claim()) break;
-    const bool free = block->valid.full() && block->on_cpu.full() && block->held.none() && block->pinned.none();
+    const bool free = block->valid.full() && block->on_cpu.full() && block->held.none() && block->pinned.none() &&
+                      house_.host.kept_home(end, p).none();
     release(house_, *block);
     if (!free) break;
   }
@@ -197,9 +198,8 @@ bool FaultService::serve_records() {
   return n != 0;
 }
 
-// A round that began after the call has taken what was there before it.
+// A round that began after the call has taken what had been read before it.
 void FaultService::wait_records() {
-  house_.host.read_reports();
   const std::uint64_t rounds = record_rounds_.load(std::memory_order_acquire) + 2;
   while (record_rounds_.load(std::memory_order_acquire) < rounds) {
     if (frozen_.load(std::memory_order_acquire) || stopping_.load(std::memory_order_acquire)) return;

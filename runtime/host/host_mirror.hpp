@@ -208,8 +208,8 @@ class HostMirror {
   //
   // Reads what it has done; returns how many records were written. Thread: the device thread.
   virtual std::size_t fetch_records(std::span<DriverRecord> /*out*/) { return 0; }
-  // Returns when what the driver had reported before the call can be fetched.
-  virtual void read_reports() {}
+  // Pages of a block that the driver would keep in system memory, or bring there, if it were asked to send them to a device.
+  virtual PageMask kept_home(std::uintptr_t /*base*/, Processor /*to*/) { return {}; }
   // Moves whole pages, in one call for any length. With `order`, future faults there move pages in groups of 2^order,
   // aligned. False: refused (failure_detail() says why); nothing is known to have moved.
   virtual bool send(std::uintptr_t /*addr*/, std::size_t /*bytes*/, Processor /*to*/, Wish /*wish*/,

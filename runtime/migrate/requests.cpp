@@ -180,17 +180,8 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
 
 namespace {
 
-std::uint64_t pinned_pages(House& house, std::span<const Extent> extents) {
-  std::uint64_t pinned = 0;
-  for (const Extent& e : extents) {
-    with_claims(house, e.addr, e.bytes,
-                [&](Block& block, const PageMask& pages) { pinned += (pages & block.pinned).count(); });
-  }
-  return pinned;
-}
-
-// Asks the driver, which may know better than the books where the pages are; of what is mapped, and pinned pages stay. Moves
-// to *sent what it did not refuse; returns how many pages it refused.
+// Asks the driver, which may know better than the books where the pages are; of what is mapped. Pages that are pinned, or that
+// it would not send there, stay. Moves to *sent what it did not refuse; returns how many pages stay or were refused.
 std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause,
                    std::vector<Extent>* sent) {
   const Wish wish = cause == Cause::prefetch_user ? Wish::user_prefetch : Wish::coherence;
@@ -206,7 +197,9 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
   for (const Extent& e : extents) {
     Extent run;
     with_claims(house, e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
-      const PageMask stay = to == k_cpu ? PageMask{} : block.pinned;
+      PageMask stay;
+      if (to != k_cpu) stay = pages & block.valid & (block.pinned | house.host.kept_home(block.base, to));
+      refused += stay.count();
       ((pages & block.valid) - stay).for_each_run([&](unsigned first, unsigned count) {
         const std::uintptr_t at = block.base + first * k_page_size;
         if (run.end() != at) {
@@ -229,7 +222,6 @@ std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent>
   std::uint64_t refused = 0;
   if (driven) {
     refused = send(house, extents, to, cause, &sent);
-    if (cause == Cause::prefetch_user && to != k_cpu) refused += pinned_pages(house, extents);
     extents = sent;
   }
   const Borrowed pipeline(pool);

@@ -46,6 +46,21 @@ Wish wish_of(Cause cause) {
   return Wish::density;
 }
 
+// Which of them reach each other's memory: parts of one GPU, and GPUs of one hive.
+std::vector<kfd::SvmAttributes::Gpu> linked_gpus(const std::vector<kfd::KfdGpu>& gpus) {
+  std::vector<kfd::SvmAttributes::Gpu> out;
+  for (const kfd::KfdGpu& gpu : gpus) {
+    out.push_back({gpu.node, 0, gpu.apu});
+    for (std::size_t i = 0; i < gpus.size(); ++i) {
+      const bool same = gpus[i].domain == gpu.domain && gpus[i].location == gpu.location;
+      if (same || (gpu.hive != 0 && gpus[i].hive == gpu.hive)) {
+        out.back().linked |= set_of(device_processor(static_cast<unsigned>(i)));
+      }
+    }
+  }
+  return out;
+}
+
 PageOutcome all_done(const PageMask& pages) {
   PageOutcome out;
   out.done = pages;
@@ -100,7 +115,7 @@ Status KfdMirror::open(const KfdConfig& config) {
     return fail(HMMRT_ERROR_NOT_SUPPORTED, "no host mirror kfd: %s; %s", why.c_str(), kfd::probe().says.c_str());
   }
   const std::vector<kfd::KfdGpu> known = kfd::find_gpus();
-  std::vector<std::uint32_t> nodes;
+  std::vector<kfd::KfdGpu> ours;
   std::vector<kfd::SmiReader::Gpu> gpus;
   std::vector<int> fds;
   for (std::size_t i = 0; i < config.gpus.size(); ++i) {
@@ -117,7 +132,7 @@ Status KfdMirror::open(const KfdConfig& config) {
                   "no host mirror kfd: GPU %zu (node %u) has no shared virtual memory in this kernel; %s", i, it->node,
                   kfd::probe().says.c_str());
     }
-    nodes.push_back(it->node);
+    ours.push_back(*it);
     gpus.push_back({it->gpu_id, device_processor(static_cast<unsigned>(i))});
   }
   // Asks for an attribute, and sets none.
@@ -139,14 +154,16 @@ Status KfdMirror::open(const KfdConfig& config) {
         "xnack=on turns them on where the GPU has them (gfx90a, gfx94x), option host_mirror=kfd takes it without");
   }
   int smi_error = 0;
-  for (std::size_t i = 0; i < nodes.size(); ++i) {
+  for (std::size_t i = 0; i < ours.size(); ++i) {
     int fd = -1;
-    if (const int error = driver_->open_smi(nodes[i], gpus[i].gpu_id, k_reports, &fd); error != 0) smi_error = error;
+    if (const int error = driver_->open_smi(ours[i].node, gpus[i].gpu_id, k_reports, &fd); error != 0)
+      smi_error = error;
     fds.push_back(fd);
   }
   reader_ = std::make_unique<kfd::SmiReader>(std::move(fds), std::move(gpus));
   constexpr std::uint32_t k_cpu_node = 0;  // any CPU node stands for system memory
-  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, std::move(nodes), k_cpu_node, config.on_change);
+  attributes_ =
+      std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), k_cpu_node, xnack(), config.on_change);
   on_reports_ = config.on_reports;
   info_.name = "kfd";
   info_.path = xnack() ? "the driver, which retries faults (XNACK on)"
@@ -205,6 +222,11 @@ void KfdMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
 // ---- events ---------------------------------------------------------------------------------------------------------
 
 void KfdMirror::wait(std::int64_t timeout_ns) {
+  if (reader_->has_unmapped()) {
+    timeout_ns = 0;
+  } else {  // the round before is over: what it fetched has been dealt with
+    dealt_with_.store(reader_->rounds(), std::memory_order_release);
+  }
   std::array<pollfd, k_max_devices + 1> fds{};
   std::size_t n = 0;
   // One that has only an error to report would end every wait at once.
@@ -227,11 +249,11 @@ void KfdMirror::interrupt() {
 }
 
 // A round that began after the call has read everything from before it; the one at work now may not.
-void KfdMirror::read_reports() {
+void KfdMirror::catch_up() {
   constexpr std::uint64_t k_look_again_ns = 20'000;
   constexpr unsigned k_looks = 50'000;  // a second: the event thread may have ended
   const std::uint64_t rounds = reader_->rounds() + 2;
-  for (unsigned i = 0; i < k_looks && reader_->rounds() < rounds; ++i) {
+  for (unsigned i = 0; i < k_looks && dealt_with_.load(std::memory_order_acquire) < rounds; ++i) {
     interrupt();
     static const Word never{0};
     park(never, 0, k_look_again_ns);

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -64,6 +65,7 @@ class KfdMirror final : public HostMirror {
   void wait(std::int64_t timeout_ns) override;
   std::size_t fetch(std::span<HostEvent> out) override;
   void interrupt() override;
+  void catch_up() override;
   void wake(std::uintptr_t, const PageMask&) override {}
 
   void prepare(Transfer& t) override;
@@ -86,10 +88,10 @@ class KfdMirror final : public HostMirror {
   std::uint64_t metadata_bytes() const override { return sizeof(*this); }
 
   std::size_t fetch_records(std::span<DriverRecord> out) override { return reader_->take(out); }
-  void read_reports() override;
   bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order = 0) override;
   bool tie(std::uintptr_t base, const PageMask& pages, Wish wish) override;
   void let_go(std::uintptr_t base, const PageMask& pages) override;
+  PageMask kept_home(std::uintptr_t base, Processor to) override { return attributes_->kept_home(base, to); }
   bool advised(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p,
                Processor where) override;
   void disown(std::uintptr_t base, const PageMask& pages, bool gone) override;
@@ -109,6 +111,7 @@ class KfdMirror final : public HostMirror {
   ProcMaps maps_;
   int interrupt_;                           // eventfd
   std::array<bool, k_max_devices> deaf_{};  // by device: its reports have ended. Event thread
+  std::atomic<std::uint64_t> dealt_with_{0};  // rounds of reading whose events have been
 };
 
 }  // namespace hmmrt

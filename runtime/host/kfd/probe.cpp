@@ -99,6 +99,8 @@ void read_node(const KfdSystem& system, const std::string& directory, std::uint3
   gpu.gfx_version = static_cast<std::uint32_t>(property(text, "gfx_target_version"));
   gpu.domain = static_cast<std::uint32_t>(property(text, "domain"));
   gpu.location = static_cast<std::uint32_t>(property(text, "location_id"));
+  gpu.apu = property(text, "cpu_cores_count") != 0;
+  gpu.hive = property(text, "hive_id");
   gpu.svm = (property(text, "capability") & HMMRT_KFD_CAP_SVM) != 0;
   out->gpus.push_back(gpu);
 }

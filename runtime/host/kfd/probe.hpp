@@ -33,7 +33,9 @@ struct KfdGpu {
   std::uint32_t gfx_version = 0;  // as in gfx_target_version: 90402 for gfx942
   std::uint32_t domain = 0;       // of its PCI address
   std::uint32_t location = 0;     // ... bus << 8 | device << 3 | function
+  std::uint64_t hive = 0;         // GPUs of one hive reach each other's memory; 0: of none
   bool svm = false;
+  bool apu = false;  // its memory is the CPU's
 };
 
 struct Probe {

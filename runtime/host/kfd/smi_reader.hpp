@@ -52,6 +52,7 @@ class SmiReader {
   bool read();
   std::size_t take(std::span<DriverRecord> out);
   // Ranges that the CPU has unmapped while a GPU knew them, as HostEvents. Thread: as read().
+  bool has_unmapped() const { return !unmapped_.empty(); }
   std::size_t take_unmapped(std::span<HostEvent> out);
   // Rounds of read() that have ended.
   std::uint64_t rounds() const { return rounds_.load(std::memory_order_acquire); }

@@ -27,9 +27,9 @@ class List {
 
 }  // namespace
 
-SvmAttributes::SvmAttributes(const Hsakmt& driver, std::vector<std::uint32_t> nodes, std::uint32_t cpu_node,
+SvmAttributes::SvmAttributes(const Hsakmt& driver, std::vector<Gpu> gpus, std::uint32_t cpu_node, bool xnack,
                              std::function<void(const AttributeChange&)> report)
-    : driver_(driver), nodes_(std::move(nodes)), cpu_node_(cpu_node), report_(std::move(report)) {}
+    : driver_(driver), gpus_(std::move(gpus)), cpu_node_(cpu_node), xnack_(xnack), report_(std::move(report)) {}
 
 bool SvmAttributes::allowed(Wish wish) {
   if (!may_be_refused(wish)) return true;
@@ -62,7 +62,7 @@ bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAtt
 
 bool SvmAttributes::manage(std::uintptr_t addr, std::size_t bytes) {
   List list;
-  for (const std::uint32_t node : nodes_) list.add(SvmAttr::access, node);
+  for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.node);
   list.add(SvmAttr::set_flags, k_flag_host_access | k_flag_coherent);
   return set(addr, bytes, list.span(), Wish::managed);
 }
@@ -94,7 +94,7 @@ bool SvmAttributes::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
   fresh.for_each_run([&](unsigned first, unsigned count) {
     List list;
     list.add(SvmAttr::preferred_location, cpu_node_);
-    for (const std::uint32_t node : nodes_) list.add(SvmAttr::access_in_place, node);
+    for (const Gpu& gpu : gpus_) list.add(SvmAttr::access_in_place, gpu.node);
     list.add(SvmAttr::prefetch_location, cpu_node_);
     if (set(base + first * k_page_size, count * k_page_size, list.span(), wish)) done |= PageMask::range(first, count);
   });
@@ -116,6 +116,24 @@ PageMask SvmAttributes::tied(std::uintptr_t base) const {
   return it != known_.end() ? it->second->tied : PageMask{};
 }
 
+PageMask SvmAttributes::kept_home(std::uintptr_t base, Processor to) const {
+  if (to == k_cpu) return {};
+  if (gpus_[to - 1u].apu) return PageMask::all();
+  ProcessorSet others = 0;
+  for (unsigned d = 0; d < gpus_.size(); ++d) others |= set_of(device_processor(d));
+  others &= static_cast<ProcessorSet>(~(gpus_[to - 1u].linked | set_of(to)));
+  if (others == 0) return {};
+  if (!xnack_) return PageMask::all();
+  const std::lock_guard guard(lock_);
+  const auto it = known_.find(base);
+  if (it == known_.end()) return {};
+  PageMask kept = it->second->tied;
+  for (unsigned page = 0; page < k_block_pages; ++page) {
+    if ((it->second->accessed_by[page] & others) != 0) kept.set(page);
+  }
+  return kept;
+}
+
 bool SvmAttributes::restore(std::uintptr_t base, const PageMask& pages, const Known& known, Processor where,
                             Wish wish) {
   bool all = true;
@@ -129,9 +147,9 @@ bool SvmAttributes::restore(std::uintptr_t base, const PageMask& pages, const Kn
       List list;
       const Processor preferred = known.preferred[page];
       list.add(SvmAttr::preferred_location, preferred == k_no_processor ? k_nowhere : node_of(preferred));
-      for (unsigned d = 0; d < nodes_.size(); ++d) {
+      for (unsigned d = 0; d < gpus_.size(); ++d) {
         const bool in_place = (known.accessed_by[page] & set_of(device_processor(d))) != 0;
-        list.add(in_place ? SvmAttr::access_in_place : SvmAttr::access, nodes_[d]);
+        list.add(in_place ? SvmAttr::access_in_place : SvmAttr::access, gpus_[d].node);
       }
       list.add(SvmAttr::prefetch_location, node_of(where));
       all = set(base + page * k_page_size, (end - page) * k_page_size, list.span(), wish) && all;
@@ -213,7 +231,7 @@ void SvmAttributes::reset(std::uintptr_t base, const PageMask& pages, bool gone)
   changed.for_each_run([&](unsigned first, unsigned count) {
     List list;
     list.add(SvmAttr::preferred_location, k_nowhere);
-    for (const std::uint32_t node : nodes_) list.add(SvmAttr::access, node);
+    for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.node);
     list.add(SvmAttr::granularity, k_driver_granularity);
     list.add(SvmAttr::prefetch_location, cpu_node_);
     (void)set(base + first * k_page_size, count * k_page_size, list.span(), Wish::managed);

@@ -43,8 +43,14 @@ class SvmAttributes {
  public:
   static constexpr std::uint64_t k_per_second = 1000, k_burst = 200;
 
-  // nodes[i]: of the context's device i. `report` is called after every change, from any thread.
-  SvmAttributes(const Hsakmt& driver, std::vector<std::uint32_t> nodes, std::uint32_t cpu_node,
+  struct Gpu {
+    std::uint32_t node = 0;
+    ProcessorSet linked = 0;  // devices that reach its memory
+    bool apu = false;
+  };
+
+  // gpus[i]: the context's device i. `report` is called after every change, from any thread.
+  SvmAttributes(const Hsakmt& driver, std::vector<Gpu> gpus, std::uint32_t cpu_node, bool xnack,
                 std::function<void(const AttributeChange&)> report);
 
   // The GPUs may use the memory, wherever it is.
@@ -54,6 +60,9 @@ class SvmAttributes {
   bool tie(std::uintptr_t base, const PageMask& pages, Wish wish);
   void let_go(std::uintptr_t base, const PageMask& pages);
   PageMask tied(std::uintptr_t base) const;
+  // Pages of a block that the driver would send home instead of to this GPU (svm_range_best_prefetch_location): all, of an
+  // APU; those that other GPUs may use in place, which cannot reach them there. Without XNACK every GPU may.
+  PageMask kept_home(std::uintptr_t base, Processor to) const;
   // Of one block. What the driver would ignore is refused without asking it.
   bool advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p, Processor where);
   // Nothing that was asked for these pages is in force any more: as before, unless the memory is `gone`.
@@ -66,7 +75,7 @@ class SvmAttributes {
     std::array<ProcessorSet, k_block_pages> accessed_by{};
     Known() { preferred.fill(k_no_processor); }
   };
-  std::uint32_t node_of(Processor p) const { return p == k_cpu ? cpu_node_ : nodes_[p - 1u]; }
+  std::uint32_t node_of(Processor p) const { return p == k_cpu ? cpu_node_ : gpus_[p - 1u].node; }
   // Sets attributes[0..]; reports; the failure text is set when it returns false.
   bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish);
   bool allowed(Wish wish);
@@ -75,8 +84,9 @@ class SvmAttributes {
   Known& known(std::uintptr_t base);  // lock_ held
 
   const Hsakmt& driver_;
-  const std::vector<std::uint32_t> nodes_;
+  const std::vector<Gpu> gpus_;
   const std::uint32_t cpu_node_;
+  const bool xnack_;
   const std::function<void(const AttributeChange&)> report_;
   mutable std::mutex lock_;
   std::unordered_map<std::uintptr_t, std::unique_ptr<Known>> known_;  // by block

@@ -6,6 +6,8 @@
 //   HMMRT_TEST_KFD=1              there is a driver; else hsaKmtOpenKFD() fails, as without one
 //   HMMRT_TEST_KFD_XNACK=0|1|never  whether GPUs' faults are retried at first (1); never: nor can be
 //   HMMRT_TEST_KFD_SVM=0          a kernel without HSA_AMD_SVM
+//   HMMRT_TEST_KFD_HIVE=1         the GPUs are linked: each reaches the others' memory
+//   HMMRT_TEST_KFD_APU=1          the GPUs' memory is the CPU's: nothing ever moves (Linux 6.10 and later)
 //   HMMRT_TEST_KFD_SMI_OPEN=0     hsaKmtOpenSMI() fails
 //   HMMRT_TEST_KFD_FAIL=NAME[:N]  the call NAME fails: always, or its N-th time only
 //   HMMRT_TEST_KFD_SMI..., _FIFO  see smi_lines.hpp; HMMRT_TEST_HIP_DEVICES, _MEMORY: see hip.cpp
@@ -38,6 +40,8 @@ std::uint64_t number(const char* name, std::uint64_t otherwise) {
 }
 bool is_on() { return number("HMMRT_TEST_KFD", 0) != 0; }
 bool has_svm() { return number("HMMRT_TEST_KFD_SVM", 1) != 0; }
+bool hive() { return number("HMMRT_TEST_KFD_HIVE", 0) != 0; }
+bool apu() { return number("HMMRT_TEST_KFD_APU", 0) != 0; }
 bool xnack_possible() {
   const char* text = std::getenv("HMMRT_TEST_KFD_XNACK");
   return text == nullptr || std::strcmp(text, "never") != 0;
@@ -86,10 +90,11 @@ void write_node(std::uint32_t node) {
   std::filesystem::create_directories(at);
   std::ofstream(at / "gpu_id") << standin::gpu_id(node) << '\n';
   std::ofstream(at / "name") << (node != 0 ? "standin" : "") << '\n';
-  std::ofstream(at / "properties") << "cpu_cores_count " << (node == 0 ? 2 : 0) << "\nsimd_count "
+  std::ofstream(at / "properties") << "cpu_cores_count " << (node == 0 || apu() ? 2 : 0) << "\nsimd_count "
                                    << (node == 0 ? 0 : 4) << "\nmem_banks_count 1\ncaches_count 0\nio_links_count 0\n"
                                    << "capability " << (node == 0 ? 0 : capability().Value) << "\ngfx_target_version "
-                                   << (node == 0 ? 0 : k_gfx) << "\nlocation_id " << (node << 8) << "\ndomain 0\n";
+                                   << (node == 0 ? 0 : k_gfx) << "\nlocation_id " << (node << 8)
+                                   << "\ndomain 0\nhive_id " << (node != 0 && hive() ? 77 : 0) << '\n';
 }
 
 // What remains at the end is brought home: leak checkers look at all memory, with every other thread stopped.
@@ -127,6 +132,8 @@ Driver* make_driver() {
   c.gpus = gpus();
   c.memory = memory();
   c.xnack = xnack_possible() && number("HMMRT_TEST_KFD_XNACK", 1) != 0;
+  c.hive = hive();
+  c.apu = apu();
   auto* const driver = new (place) Driver(standin::own_memory(), c);
   if (!driver->start()) std::fputs("stand-in GPU driver: no userfaultfd that moves pages; none will move\n", stderr);
   return driver;

@@ -27,6 +27,7 @@ struct Configuration {
   std::uint32_t gpus = 1;
   std::uint64_t memory = 0;  // of each
   bool xnack = true;
+  bool hive = false, apu = false;
 };
 
 class Driver {

@@ -39,10 +39,11 @@ AttributeMap::Place Driver::range_for_fault(std::uintptr_t at, const Vma& vma) {
   return attributes_.make(begin, end, a);
 }
 
-// k_nowhere: it may not use the page. No two GPUs are linked (of one hive).
+// k_nowhere: it may not use the page.
 std::uint32_t Driver::best_for_fault(const Attributes& a, std::uintptr_t, std::uint32_t node) {
-  if (a.preferred == node || a.preferred == k_system) return a.preferred;
-  if ((a.access & bit(node)) != 0) return node;
+  if (a.preferred == k_system) return k_system;
+  if (a.preferred == node) return config_.apu ? k_system : node;
+  if ((a.access & bit(node)) != 0) return config_.apu ? k_system : node;
   if ((a.in_place & bit(node)) != 0) return k_system;
   return k_nowhere;
 }
@@ -50,10 +51,10 @@ std::uint32_t Driver::best_for_fault(const Attributes& a, std::uintptr_t, std::u
 // k_nowhere: it stays.
 std::uint32_t Driver::best_for_prefetch(const Attributes& a) const {
   if (a.prefetch == k_system || a.prefetch == k_nowhere) return a.prefetch;
-  if (((a.access | a.in_place) & bit(a.prefetch)) == 0) return k_system;
+  if (config_.apu || ((a.access | a.in_place) & bit(a.prefetch)) == 0) return k_system;
   // Those that would use it there and cannot.
   const std::uint32_t others = (config_.xnack ? a.in_place : a.access | a.in_place) & ~bit(a.prefetch);
-  return others != 0 ? k_system : a.prefetch;
+  return others != 0 && !config_.hive ? k_system : a.prefetch;
 }
 
 // False: no GPU could make this access.

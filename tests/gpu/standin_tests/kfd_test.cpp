@@ -1,75 +1,16 @@
 // SPDX-License-Identifier: MIT
 // GPUs whose driver serves faults and moves pages by itself: what the runtime makes of its reports, and what it asks of it.
-// Over the stand-ins for HIP and libhsakmt, whose own books (kmt_hooks.hpp) are the oracle: where pages really are, and
-// which attributes they really have.
 #include <hsakmt.h>
 
 #include <atomic>
-#include <chrono>
-#include <functional>
 #include <random>
-#include <thread>
 
-#include "conformance/api_environment.hpp"
-#include "gpu/standin/kmt_hooks.hpp"
-#include "gpu/standin_tests/child.hpp"
+#include "gpu/standin_tests/kfd_fixture.hpp"
 
 namespace api_test {
 namespace {
 
-using Buffer = hmmrt::managed_buffer<std::uint32_t>;
-constexpr std::size_t k_mib = std::size_t{1} << 20;
-constexpr std::uint32_t k_system = 0, k_gpu = 1;  // nodes
-constexpr std::uint32_t k_undefined = 0xffffffff;
-
-int in_child_with(const char* name, std::vector<std::pair<const char*, std::string>> variables) {
-  variables.emplace_back("HMMRT_TEST_KFD", "1");
-  return in_child(name, variables);
-}
-
-class Kfd : public ::testing::Test {
- protected:
-  void SetUp() override {
-    setenv("HMMRT_TEST_KFD", "1", 1);
-    setenv("HMMRT_TEST_HIP_DEVICES", "2", 0);
-    open();
-  }
-  void open(std::vector<hmmrt::option> more = {}) {
-    context_.reset();
-    more.push_back({"device", "gpu:0"});
-    more.push_back({"arena_bytes", "32M"});
-    context_ = std::make_unique<hmmrt::context>(more);
-    ASSERT_STREQ(context_->info().host_mirror, "kfd");
-  }
-  hmmrt::context& context() { return *context_; }
-  hmmrt_context_t handle() { return context_->get(); }
-  hmmrt_stats_t stats() { return context_->stats(); }
-  static void add_one(const hmmrt::stream& s, Buffer& b) {
-    s.launch("add", b.size(), AddOne{b.gpu()});
-    s.synchronize();
-  }
-  // By turns, a word each, until the policy has had enough of it, or `most` rounds. Fast, or it would be no quarrel.
-  int quarrel(const hmmrt::stream& s, Buffer& b, int most = 200) {
-    int rounds = 0;
-    while (rounds < most && stats().pins == 0) {
-      s.launch("add", 1, AddOne{b.gpu()});
-      s.synchronize();
-      b[1] += 1;
-      ++rounds;
-    }
-    return rounds;
-  }
-  static bool soon(const std::function<bool()>& fn) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (!fn()) {
-      if (std::chrono::steady_clock::now() > end) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  }
-
-  std::unique_ptr<hmmrt::context> context_;
-};
+using Buffer = KfdBuffer;
 
 TEST_F(Kfd, is_what_auto_takes_for_a_gpu_that_has_it) {
   EXPECT_NE(std::string(context().info().host_path).find("XNACK on"), std::string::npos);
@@ -197,6 +138,27 @@ TEST_F(Kfd, advice_becomes_attributes_and_what_the_driver_ignores_is_counted) {
   EXPECT_EQ(hmmrt_standin_attributes(b.data()).preferred, k_system);
   context().unpin(b.data(), b.bytes());
   EXPECT_EQ(hmmrt_standin_attributes(b.data()).preferred, k_gpu);
+}
+
+TEST_F(Kfd, what_the_driver_keeps_home_is_a_prefetch_without_effect) {
+  open({{"device", "gpu:0,gpu:1"}});
+  Buffer b(context(), 2 * k_block / 4);
+  for (auto& v : b) v = 3;
+  context().advise(b.data(), k_block, HMMRT_ADVISE_SET_ACCESSED_BY, 1);
+  context().prefetch(b.data(), b.bytes(), 0);
+  EXPECT_EQ(stats().hints_without_effect, 1u);
+  EXPECT_EQ(b.stats().bytes_resident_device, k_block);
+  EXPECT_EQ(hmmrt_standin_where(b.data()), k_system);
+  EXPECT_EQ(hmmrt_standin_where(b.data() + k_block / 4), k_gpu);
+  context().prefetch(b.data(), k_block, 1);  // whoever uses it in place may have it
+  EXPECT_EQ(stats().hints_without_effect, 1u);
+  EXPECT_EQ(hmmrt_standin_where(b.data()), k_gpu + 1);
+  context().advise(b.data(), k_block, HMMRT_ADVISE_UNSET_ACCESSED_BY, 1);
+  context().prefetch(b.data(), b.bytes(), 0);
+  EXPECT_EQ(stats().hints_without_effect, 1u);
+  EXPECT_EQ(hmmrt_standin_where(b.data()), k_gpu);
+  EXPECT_EQ(b.stats().bytes_resident_device, b.bytes());
+  for (const std::uint32_t v : b) ASSERT_EQ(v, 3u);
 }
 
 TEST_F(Kfd, blocks_used_one_after_the_other_are_run_ahead_of) {
@@ -433,160 +395,6 @@ TEST_F(Kfd, random_use_matches_a_model) {
   }
   for (std::size_t i = 0; i < k_words; ++i) ASSERT_EQ(b[i], model[i]) << i;
 }
-
-// ---- in programs of their own: drivers that are less, fail, or lose reports ---------------------------------------------
-
-// Uses a GPU by whatever host mirror `auto` takes. Throws what goes wrong.
-void use(const char* mirror, const std::function<void(hmmrt::context&)>& and_then = {}) {
-  hmmrt::context c({{"device", "gpu"}, {"log_level", "off"}});
-  ASSERT_STREQ(c.info().host_mirror, mirror);
-  Buffer b(c, 8 * k_block / 4);
-  for (auto& v : b) v = 1;
-  const hmmrt::stream s(c);
-  constexpr std::uint32_t k_rounds = 6;
-  for (std::uint32_t round = 0; round < k_rounds; ++round) {
-    s.launch("add", b.size(), AddOne{b.gpu()});
-    s.synchronize();
-    for (std::size_t i = 0; i < b.size(); i += 512) ASSERT_EQ(b[i], 2 + round);
-  }
-  (void)hmmrt_prefetch(c.get(), b.data(), b.bytes(), 0, nullptr);
-  (void)hmmrt_pin(c.get(), b.data(), b.bytes());
-  for (std::size_t i = 0; i < b.size(); i += 512) ASSERT_EQ(b[i], 1 + k_rounds);
-  (void)hmmrt_unpin(c.get(), b.data(), b.bytes());
-  if (and_then) and_then(c);
-}
-
-TEST(GpuChild, DISABLED_uses_kfd) { use("kfd"); }
-TEST(GpuChild, DISABLED_uses_uffd) { use("uffd"); }
-TEST(GpuChild, DISABLED_loses_reports) {
-  use("kfd", [](hmmrt::context& c) { EXPECT_GT(c.stats().driver_reports_lost, 0u); });
-}
-TEST(GpuChild, DISABLED_evicts) {
-  use("kfd", [](hmmrt::context& c) {
-    EXPECT_GT(hmmrt_standin_counts().evictions, 0u);
-    (void)c;
-  });
-}
-TEST(GpuChild, DISABLED_hears_nothing) {
-  use("kfd", [](hmmrt::context& c) {
-    EXPECT_NE(std::string(c.info().host_note).find("reports"), std::string::npos);
-    EXPECT_EQ(c.stats().driver_reports, 0u);
-  });
-}
-TEST(GpuChild, DISABLED_without_xnack) {
-  setenv("HMMRT_HOST_MIRROR", "kfd", 1);
-  use("kfd", [](hmmrt::context& c) {
-    EXPECT_NE(std::string(c.info().host_note).find("without XNACK"), std::string::npos);
-    EXPECT_NE(std::string(c.info().host_path).find("XNACK off"), std::string::npos);
-    EXPECT_EQ(c.stats().device_faults, 0u);
-  });
-}
-TEST(GpuChild, DISABLED_insists_on_xnack) {
-  const hmmrt::context c({{"device", "gpu"}, {"xnack", "on"}, {"host_mirror", "kfd"}});
-  EXPECT_NE(std::string(c.info().host_path).find("XNACK on"), std::string::npos);
-}
-TEST(GpuChild, DISABLED_cannot_have_xnack) {
-  try {
-    const hmmrt::context c({{"device", "gpu"}, {"xnack", "on"}, {"host_mirror", "kfd"}});
-    FAIL() << "there is none";
-  } catch (const hmmrt::error& e) {
-    EXPECT_EQ(e.code(), HMMRT_ERROR_NOT_SUPPORTED);
-    EXPECT_NE(std::string(e.what()).find("HSA_XNACK=1"), std::string::npos) << e.what();
-  }
-}
-TEST(GpuChild, DISABLED_insists_on_kfd) {
-  try {
-    const hmmrt::context c({{"device", "gpu"}, {"host_mirror", "kfd"}});
-    FAIL() << "there is none";
-  } catch (const hmmrt::error& e) {
-    EXPECT_EQ(e.code(), HMMRT_ERROR_NOT_SUPPORTED);
-    EXPECT_NE(std::string(e.what()).find("no host mirror kfd"), std::string::npos) << e.what();
-    EXPECT_GT(std::strlen(e.what()), 60u);
-  }
-}
-// Whatever fails: an error that says what, or the right answer.
-TEST(GpuChild, DISABLED_fails_or_not) {
-  try {
-    hmmrt::context c({{"device", "gpu"}, {"host_mirror", "kfd"}, {"log_level", "off"}});
-    Buffer b(c, 4 * k_block / 4);
-    for (auto& v : b) v = 1;
-    const hmmrt::stream s(c);
-    std::uint32_t want = 1;
-    for (int round = 0; round < 4; ++round, ++want) {
-      s.launch("add", b.size(), AddOne{b.gpu()});
-      s.synchronize();
-      (void)hmmrt_prefetch(c.get(), b.data(), b.bytes(), round % 2 == 0 ? 0 : hmmrt::cpu, nullptr);
-      if (hmmrt_pin(c.get(), b.data(), b.bytes()) == HMMRT_SUCCESS) {
-        hmmrt::check(hmmrt_unpin(c.get(), b.data(), b.bytes()));
-      }
-      (void)hmmrt_advise(c.get(), b.data(), b.bytes(), HMMRT_ADVISE_SET_PREFERRED_LOCATION, 0);
-      for (std::size_t i = 0; i < b.size(); i += 512) ASSERT_EQ(b[i], want + 1);
-    }
-  } catch (const hmmrt::error& e) {
-    EXPECT_GT(std::strlen(e.what()), 20u) << e.what();
-  }
-}
-
-TEST(KfdLadder, without_xnack_pages_come_at_launch) {
-  EXPECT_EQ(in_child_with("uses_uffd", {{"HMMRT_TEST_KFD_XNACK", "0"}}), 0);
-}
-TEST(KfdLadder, without_xnack_the_driver_is_taken_where_it_is_asked_for) {
-  EXPECT_EQ(in_child_with("without_xnack", {{"HMMRT_TEST_KFD_XNACK", "0"}}), 0);
-}
-TEST(KfdLadder, xnack_is_turned_on_where_it_can_be) {
-  EXPECT_EQ(in_child_with("insists_on_xnack", {{"HMMRT_TEST_KFD_XNACK", "0"}}), 0);
-}
-TEST(KfdLadder, xnack_that_cannot_be_is_an_error_that_says_what_to_do) {
-  EXPECT_EQ(in_child_with("cannot_have_xnack", {{"HMMRT_TEST_KFD_XNACK", "never"}}), 0);
-}
-TEST(KfdLadder, a_kernel_without_svm_is_degraded_from) {
-  EXPECT_EQ(in_child_with("uses_uffd", {{"HMMRT_TEST_KFD_SVM", "0"}}), 0);
-  EXPECT_EQ(in_child_with("insists_on_kfd", {{"HMMRT_TEST_KFD_SVM", "0"}}), 0);
-}
-TEST(KfdLadder, no_driver_is_degraded_from) {
-  EXPECT_EQ(in_child_with("uses_uffd", {{"HMMRT_TEST_KFD_FAIL", "hsaKmtOpenKFD"}}), 0);
-  EXPECT_EQ(in_child_with("insists_on_kfd", {{"HMMRT_TEST_KFD_FAIL", "hsaKmtOpenKFD"}}), 0);
-}
-TEST(KfdLadder, without_reports_it_works_and_says_so) {
-  EXPECT_EQ(in_child_with("hears_nothing", {{"HMMRT_TEST_KFD_SMI_OPEN", "0"}}), 0);
-}
-
-TEST(KfdReports, may_be_lost_damaged_or_of_another_kernel) {
-  EXPECT_EQ(in_child_with("loses_reports", {{"HMMRT_TEST_KFD_SMI_DROP", "3"}}), 0);
-  EXPECT_EQ(in_child_with("uses_kfd", {{"HMMRT_TEST_KFD_FIFO", "200"}}), 0);
-  EXPECT_EQ(in_child_with("uses_kfd", {{"HMMRT_TEST_KFD_SMI_NOISE", "2"}}), 0);
-  EXPECT_EQ(in_child_with("uses_kfd", {{"HMMRT_TEST_KFD_SMI", "7.2"}}), 0);
-}
-
-TEST(KfdCapacity, a_full_gpu_evicts_and_loses_nothing) {
-  EXPECT_EQ(in_child_with("evicts", {{"HMMRT_TEST_HIP_MEMORY", "8388608"}}), 0);
-}
-
-// HIP's calls, of which this host mirror needs few.
-TEST(KfdVendorFailure, may_come_at_any_time) {
-  for (const char* call : {"hipSetDevice", "hipGetDeviceProperties", "hipDeviceGetAttribute", "hipMemGetInfo",
-                           "hipStreamCreateWithFlags", "hipLaunchKernel", "hipStreamSynchronize"}) {
-    for (const char* when : {"", ":1", ":2", ":3"}) {
-      const std::string fails = std::string(call) + when;
-      EXPECT_EQ(in_child_with("fails_or_not", {{"HMMRT_TEST_HIP_FAIL", fails}}), 0) << fails;
-    }
-  }
-}
-
-class KfdFailure : public ::testing::TestWithParam<const char*> {};
-
-TEST_P(KfdFailure, may_come_at_any_time) {
-  for (const char* when : {"", ":1", ":2", ":3", ":5", ":9", ":17"}) {
-    const std::string fails = GetParam() + std::string(when);
-    EXPECT_EQ(in_child_with("fails_or_not", {{"HMMRT_TEST_KFD_FAIL", fails}}), 0) << fails;
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(of, KfdFailure,
-                         ::testing::Values("hsaKmtOpenKFD", "hsaKmtCloseKFD", "hsaKmtAcquireSystemProperties",
-                                           "hsaKmtReleaseSystemProperties", "hsaKmtSVMSetAttr", "hsaKmtSVMGetAttr",
-                                           "hsaKmtGetXNACKMode", "hsaKmtSetXNACKMode", "hsaKmtOpenSMI"),
-                         [](const auto& param_info) { return std::string(param_info.param); });
 
 }  // namespace
 }  // namespace api_test
