@@ -109,8 +109,8 @@ class KfdMirror final : public HostMirror {
   std::unique_ptr<kfd::SmiReader> reader_;
   std::function<void()> on_reports_;
   ProcMaps maps_;
-  int interrupt_;                           // eventfd
-  std::array<bool, k_max_devices> deaf_{};  // by device: its reports have ended. Event thread
+  int interrupt_;                             // eventfd
+  std::array<bool, k_max_devices> deaf_{};    // by device: its reports have ended. Event thread
   std::atomic<std::uint64_t> dealt_with_{0};  // rounds of reading whose events have been
 };
 
