@@ -125,7 +125,7 @@ static void measure(const char* name, const char* unit, const double* value, con
     snprintf(number, sizeof(number), "%g", target);
     missed += !pass;
   }
-  printf("  %-34s %9.1f %-10s %9.1f %7.2f  %6.2f ..%6.2f  %3d  %-17s %s\n", name, mine, unit, best, middle, low, high,
+  printf("  %-36s %9.1f %-10s %9.1f %7.2f  %6.2f ..%6.2f  %3d  %-17s %s\n", name, mine, unit, best, middle, low, high,
          repeats, criterion,
          !target ? ""
          : pass  ? "pass"
@@ -196,7 +196,7 @@ int main(int argc, char** argv) {
   }
 
   machine();
-  printf("vm: hmmrt_shim, the ceiling is test_hmm\n  %-34s %9s %-10s %9s %7s  %15s  %3s  %s\n", "measure", "value",
+  printf("vm: hmmrt_shim, the ceiling is test_hmm\n  %-36s %9s %-10s %9s %7s  %15s  %3s  %s\n", "measure", "value",
          "unit", "ceiling", "ratio", "spread of ratio", "n", "target");
 #define EACH(expression_of_us, expression_of_them)                \
   for (int i = 0; i < repeats; i++) {                             \
