@@ -18,6 +18,9 @@
 #define SHIM_HAVE_EXCLUSIVE \
 	(IS_ENABLED(CONFIG_DEVICE_PRIVATE) && (SHIM_HAVE_EXCLUSIVE_RANGE || SHIM_HAVE_EXCLUSIVE_ONE))
 
+/* From 6.15 on, as exclusive access to one page: a CPU fault comes with its page locked. */
+#define SHIM_FAULT_HAS_LOCK	SHIM_HAVE_EXCLUSIVE_ONE
+
 static inline struct dev_pagemap *shim_page_pgmap(struct page *page)
 {
 #if SHIM_HAVE_PAGE_PGMAP

@@ -27,13 +27,16 @@
 #define SHIM_ALONE_SPINS	256
 #define SHIM_ALONE_NS		(20 * NSEC_PER_MSEC)
 
-/* Waits until only its mappings, the migration, the fault and `others` hold a page whose entry was replaced. */
-static void shim_wait_alone(struct page *page, int others)
+/*
+ * Waits until only its mappings, the migration, the fault and `others` hold a page whose entry was replaced; and, with
+ * `unlocked`, until nobody has its lock.
+ */
+static void shim_wait_alone(struct page *page, int others, bool unlocked)
 {
 	unsigned int spins = 0;
 	u64 until = 0;
 
-	while (page_count(page) > atomic_read(&page->_mapcount) + 1 + 2 + others) {
+	while (page_count(page) > atomic_read(&page->_mapcount) + 1 + 2 + others || (unlocked && PageLocked(page))) {
 		if (++spins < SHIM_ALONE_SPINS) {
 			cpu_relax();
 			continue;
@@ -60,7 +63,7 @@ void shim_mover_wait(struct shim_device *dev)
 			own = mover;
 	spin_unlock(&dev->list_lock);
 	if (own)
-		shim_wait_alone(own->page, own->locked);
+		shim_wait_alone(own->page, own->locked, false);
 }
 
 /* How long TO_DEV waits: threads may be of low priority, or throttled. */
@@ -241,7 +244,7 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		shim_fill_home(dev, args.src, args.dst, batch ? batch->pages : small_pages, n, there ? must : n);
 		oom = there && !args.dst[must];
 		if (there)
-			shim_wait_alone(page, 0);
+			shim_wait_alone(page, 0, false);
 		migrate_vma_pages(&args);
 		there = there && args.src[must] & MIGRATE_PFN_MIGRATE;
 		for (i = 0; i < n; i++)
@@ -257,6 +260,11 @@ vm_fault_t shim_migrate_to_ram(struct vm_fault *vmf)
 		if (!page_mapped(page))
 			break;
 		order = 0;
+		/*
+		 * A migration to the device installs the entries before it unlocks the page, and who waited for its entries
+		 * may be here before that.
+		 */
+		shim_wait_alone(page, 0, !SHIM_FAULT_HAS_LOCK);
 		cond_resched();
 	}
 	shim_move_done(dev, &mover);

@@ -20,7 +20,7 @@ void shim_device_release(struct kref *ref)
 	kfree(dev);
 }
 
-/* bytes is rounded down to 2 MiB. parent: the PCI device, or NULL. */
+/* With its memory, and without a node yet. bytes is rounded down to 2 MiB. parent: the PCI device, or NULL. */
 struct shim_device *shim_device_create(u32 mem_type, phys_addr_t base, u64 bytes, struct device *parent)
 {
 	struct shim_device *dev = kzalloc(sizeof(*dev), GFP_KERNEL);
@@ -45,39 +45,38 @@ struct shim_device *shim_device_create(u32 mem_type, phys_addr_t base, u64 bytes
 	INIT_LIST_HEAD(&dev->movers);
 	INIT_LIST_HEAD(&dev->arrivals);
 	shim_mirror_init_ops(dev);
-
-	bytes = ALIGN_DOWN(bytes, 1ull << SHIM_BLOCK_SHIFT);
-	err = !bytes && mem_type != HMMRT_SHIM_MEM_NONE ? -EINVAL : shim_devmem_create(dev, base, bytes);
-	if (err)
-		goto out;
-	mutex_lock(&shim_devices_lock);
-	list_add_tail(&dev->node, &shim_devices);
-	mutex_unlock(&shim_devices_lock);
-
 	dev->misc.minor = MISC_DYNAMIC_MINOR;
 	dev->misc.name = dev->name;
 	dev->misc.fops = &shim_fops;
 	dev->misc.mode = 0660;
 	dev->misc.parent = parent;
-	err = misc_register(&dev->misc);
-	if (err)
-		goto out_list;
-	return dev;
 
-out_list:
+	bytes = ALIGN_DOWN(bytes, 1ull << SHIM_BLOCK_SHIFT);
+	err = !bytes && mem_type != HMMRT_SHIM_MEM_NONE ? -EINVAL : shim_devmem_create(dev, base, bytes);
+	if (err) {
+		kref_put(&dev->ref, shim_device_release);
+		return ERR_PTR(err);
+	}
 	mutex_lock(&shim_devices_lock);
-	list_del(&dev->node);
+	list_add_tail(&dev->node, &shim_devices);
 	mutex_unlock(&shim_devices_lock);
-	shim_devmem_destroy(dev);
-out:
-	kref_put(&dev->ref, shim_device_release);
-	return ERR_PTR(err);
+	return dev;
+}
+
+/* Its node. Whoever opens it may use our code until the file is closed, so loading must not fail any more. */
+int shim_device_show(struct shim_device *dev)
+{
+	int err = misc_register(&dev->misc);
+
+	dev->shown = !err;
+	return err;
 }
 
 /* No new opens; no new calls, and those that run finish; every page goes home; the memory goes. */
 void shim_device_destroy(struct shim_device *dev)
 {
-	misc_deregister(&dev->misc);
+	if (dev->shown)
+		misc_deregister(&dev->misc);
 	WRITE_ONCE(dev->gone, true);
 	wake_up_all(&dev->wait);
 	down_write(&dev->life);

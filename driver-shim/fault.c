@@ -73,6 +73,7 @@ static int shim_walk(struct shim_mirror *mirror, struct shim_span *span, unsigne
 	};
 	int err;
 
+	memset(pfns, 0, n * sizeof(*pfns));	/* from 6.16 on, some of their flags are input */
 	for (;;) {
 		if (fatal_signal_pending(current))
 			return -EINTR;

@@ -54,6 +54,10 @@ module_param_cb(quota_pages, &shim_quota_ops, &shim_quota_pages, 0644);
 __MODULE_PARM_TYPE(quota_pages, "ulong");
 MODULE_PARM_DESC(quota_pages, "most pages of one device that one address space may hold (default 0: no limit)");
 
+/* Made while loading, until they are shown. */
+static struct shim_device *shim_made[2 * SHIM_MAX_DEVICES] __initdata;
+static unsigned int shim_made_count __initdata;
+
 static void shim_destroy_all(void)
 {
 	struct shim_device *dev;
@@ -70,7 +74,7 @@ static void shim_destroy_all(void)
 	mmu_notifier_synchronize();
 }
 
-static int shim_make(u32 type, phys_addr_t base, u64 mb)
+static int __init shim_make(u32 type, phys_addr_t base, u64 mb)
 {
 	struct shim_device *dev = shim_device_create(type, base, mb << 20, NULL);
 
@@ -78,6 +82,7 @@ static int shim_make(u32 type, phys_addr_t base, u64 mb)
 		pr_err(SHIM_NAME ": cannot make a device of %llu MiB: %ld\n", mb, PTR_ERR(dev));
 		return PTR_ERR(dev);
 	}
+	shim_made[shim_made_count++] = dev;
 	return 0;
 }
 
@@ -87,8 +92,8 @@ static int __init shim_init(void)
 	unsigned int i;
 	int err = 0;
 
-	if (private_devices > SHIM_MAX_DEVICES || private_mb > 1ul << 24 || coherent_size > 1ul << 24) {
-		pr_err(SHIM_NAME ": at most %u devices of 16 TiB\n", SHIM_MAX_DEVICES);
+	if (private_devices > SHIM_MAX_DEVICES || private_mb > 1ul << 22 || coherent_size > 1ul << 22) {
+		pr_err(SHIM_NAME ": at most %u devices of 4 TiB\n", SHIM_MAX_DEVICES);
 		return -EINVAL;
 	}
 	if (!IS_ENABLED(CONFIG_DEVICE_PRIVATE))
@@ -111,9 +116,18 @@ static int __init shim_init(void)
 	if (!err)
 		err = shim_pci_register();
 #endif
-	if (err)
+	if (err) {
 		shim_destroy_all();
-	return err;
+		return err;
+	}
+	for (i = 0; i < shim_made_count; i++) {
+		err = shim_device_show(shim_made[i]);
+		if (!err)
+			continue;
+		pr_err(SHIM_NAME ": no node for %s, which is given up: %d\n", shim_made[i]->name, err);
+		shim_device_destroy(shim_made[i]);
+	}
+	return 0;
 }
 
 static void __exit shim_exit(void)

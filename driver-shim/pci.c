@@ -20,13 +20,14 @@ MODULE_PARM_DESC(pci_private,
 
 static int shim_pci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
-	u32 type = pci_private ? HMMRT_SHIM_MEM_PRIVATE_BAR : HMMRT_SHIM_MEM_COHERENT_BAR;
+	const bool private = READ_ONCE(pci_private);
+	u32 type = private ? HMMRT_SHIM_MEM_PRIVATE_BAR : HMMRT_SHIM_MEM_COHERENT_BAR;
 	struct shim_device *dev;
 	int err;
 
 	if (pci_bar >= PCI_STD_NUM_BARS || !(pci_resource_flags(pdev, pci_bar) & IORESOURCE_MEM))
 		return dev_err_probe(&pdev->dev, -ENODEV, "BAR %u is no memory\n", pci_bar);
-	if (pci_private && !IS_ENABLED(CONFIG_DEVICE_PRIVATE))
+	if (private && !IS_ENABLED(CONFIG_DEVICE_PRIVATE))
 		return dev_err_probe(&pdev->dev, -EOPNOTSUPP, "this kernel has no private device memory\n");
 	err = pcim_enable_device(pdev);
 	if (err)
@@ -40,8 +41,14 @@ static int shim_pci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		pci_release_region(pdev, pci_bar);
 		return dev_err_probe(&pdev->dev, PTR_ERR(dev), "cannot use BAR %u\n", pci_bar);
 	}
+	err = shim_device_show(dev);
+	if (err) {
+		shim_device_destroy(dev);
+		pci_release_region(pdev, pci_bar);
+		return dev_err_probe(&pdev->dev, err, "no node\n");
+	}
 	pci_set_drvdata(pdev, dev);
-	dev_info(&pdev->dev, "%s: %s memory, %lu pages of BAR %u\n", dev->name, pci_private ? "private" : "coherent",
+	dev_info(&pdev->dev, "%s: %s memory, %lu pages of BAR %u\n", dev->name, private ? "private" : "coherent",
 		 dev->nframes, pci_bar);
 	return 0;
 }

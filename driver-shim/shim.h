@@ -117,6 +117,7 @@ struct shim_device {
 	char name[16];
 	u32 mem_type;			/* enum hmmrt_shim_mem_type */
 	struct miscdevice misc;
+	bool shown;			/* has its node */
 	struct rw_semaphore life;
 	bool gone;
 	wait_queue_head_t wait;		/* WAIT sleeps here; woken by events and by the end */
@@ -160,6 +161,7 @@ extern unsigned int shim_cpu_fault_order;
 extern unsigned long shim_quota_pages;
 
 struct shim_device *shim_device_create(u32 mem_type, phys_addr_t base, u64 bytes, struct device *parent);
+int shim_device_show(struct shim_device *dev);
 void shim_device_destroy(struct shim_device *dev);
 void shim_device_release(struct kref *ref);
 int shim_pci_register(void);
