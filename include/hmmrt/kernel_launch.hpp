@@ -17,23 +17,22 @@ namespace hmmrt::detail {
 [[maybe_unused]] static __constant__ std::ptrdiff_t offset;  // the host's view of kernel_gpu.hpp's
 #endif
 
-// Puts `value` into this file's `offset` on the current device, after everything that may be using the one before. The
-// library starts kernels of one device one after the other, so that nobody else is here for the same device.
+// Puts `value` into this file's `offset`, 0 at first, on the current device, after everything that may be using the one before.
+// The library starts kernels of one GPU one after the other, so that nobody else is here for the same GPU.
 [[maybe_unused]] static int set_offset(std::ptrdiff_t value) {
   constexpr int k_devices = 64;
   static std::ptrdiff_t set[k_devices];
-  static bool known[k_devices];
   int device = 0;
   if (const auto e = HMMRT_GPU(GetDevice)(&device); e != HMMRT_GPU(Success)) return static_cast<int>(e);
   const bool cached = device < k_devices;
-  if (cached && known[device] && set[device] == value) return 0;
+  if (cached && set[device] == value) return 0;
   if (const auto e = HMMRT_GPU(DeviceSynchronize)(); e != HMMRT_GPU(Success)) return static_cast<int>(e);
 #ifdef __HIPCC__
   const auto e = hipMemcpyToSymbol(HIP_SYMBOL(offset), &value, sizeof value, 0, hipMemcpyHostToDevice);
 #else
   const auto e = cudaMemcpyToSymbol(offset, &value, sizeof value, 0, cudaMemcpyHostToDevice);
 #endif
-  if (cached && e == HMMRT_GPU(Success)) known[device] = true, set[device] = value;
+  if (cached && e == HMMRT_GPU(Success)) set[device] = value;
   return static_cast<int>(e);
 }
 
@@ -54,9 +53,13 @@ int run_gpu(const void* functor, const hmmrt_grid_t* grid, std::ptrdiff_t where,
   if (const int e = set_offset(where); e != 0) return e;
   const std::uint64_t wanted = (grid->x * grid->y * grid->z + k_threads - 1) / k_threads;
   const auto blocks = static_cast<unsigned>(wanted < k_most_blocks ? wanted : k_most_blocks);
-  items_kernel<F><<<blocks, static_cast<unsigned>(k_threads), 0, static_cast<HMMRT_GPU(Stream_t)>(native_stream)>>>(
-      *static_cast<const F*>(functor), *grid);
-  return static_cast<int>(HMMRT_GPU(GetLastError)());
+  // Not <<<>>>, whose result is the thread's latest error, whoever's that was.
+  F copy = *static_cast<const F*>(functor);
+  hmmrt_grid_t items = *grid;
+  void* arguments[] = {&copy, &items};
+  return static_cast<int>(HMMRT_GPU(LaunchKernel)(reinterpret_cast<const void*>(&items_kernel<F>), dim3(blocks),
+                                                  dim3(static_cast<unsigned>(k_threads)), arguments, 0,
+                                                  static_cast<HMMRT_GPU(Stream_t)>(native_stream)));
 }
 
 }  // namespace hmmrt::detail

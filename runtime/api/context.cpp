@@ -231,6 +231,7 @@ bool Context::watches(std::uintptr_t addr, std::size_t bytes) {
 }
 
 Status Context::register_memory(std::uintptr_t addr, std::size_t bytes) {
+  service_->fence();  // an mremap or munmap that has returned has happened
   const auto others = [&]() -> Status {
     for (const Use<Context>& other : HandleTable::instance().use_all<Context>()) {
       if (other.get() == this || !other->watches(addr, bytes)) continue;

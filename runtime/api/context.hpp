@@ -6,6 +6,7 @@
 // Thread: any, except close(), which is called once, when no other call uses the context.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdint>
@@ -125,6 +126,10 @@ class Context final : public HandleObject, private HeapBackend {
 
   // --- fork and exit ----------------------------------------------------------------------------------------------
   void freeze();
+  // Some device's pages cannot be brought home while its kernels run.
+  bool takes_only_from_idle() const {
+    return std::any_of(devices_.begin(), devices_.end(), [](const auto& d) { return d->info().caps.placed; });
+  }
   void thaw() { service_->thaw(); }
   void write_trace();
 

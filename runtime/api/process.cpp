@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <memory>
@@ -64,15 +65,20 @@ void at_exit() {
   static std::vector<Use<Context>>& alive =
       *std::make_unique<std::vector<Use<Context>>>(HandleTable::instance().use_all<Context>()).release();
   const auto deadline = std::chrono::steady_clock::now() + k_exit_patience;
+  std::vector<Context*> stuck;
   for (Use<Context>& context : alive) {
     // From a host function, its own stream would be waited for.
     if (!t_in_host_function && !context->wait_idle(deadline)) {
       log::warn("the process exits while a kernel or host function still runs; it is left where it is");
+      stuck.push_back(context.get());
     }
   }
   const std::shared_lock guard(lifecycle_lock());  // a fork may be in progress
   for (Use<Context>& context : alive) {
-    context->freeze();
+    // Where nothing can be taken from a kernel that runs, bringing its pages home would wait for its end.
+    if (!context->takes_only_from_idle() || std::find(stuck.begin(), stuck.end(), context.get()) == stuck.end()) {
+      context->freeze();
+    }
     context->write_trace();
   }
   frozen_at_exit = true;

@@ -79,7 +79,7 @@ const gpu::Module* module_of(unsigned ordinal, Status* status) {
   if (m == nullptr) {
     std::string why;
     for (const GpuModule& module : gpu_modules()) why += (why.empty() ? "" : "; ") + module.file + ": " + module.why;
-    *status = fail(HMMRT_ERROR_NOT_SUPPORTED, "no GPU can be used: %s", why.c_str());
+    *status = fail(HMMRT_ERROR_NOT_SUPPORTED, "no GPU can be used: %s; hmmrt-info says more", why.c_str());
     return nullptr;
   }
   if (ordinal >= static_cast<unsigned>(m->count)) {

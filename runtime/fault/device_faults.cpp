@@ -258,6 +258,26 @@ bool FaultService::serve_later() {
   }
 }
 
+// On a device whose frames have the order of the addresses, pages that have changed their address are in the wrong place:
+// they come home, before anyone uses them there or somebody else's go there. Claims of the range held.
+void FaultService::leave_old_places(std::uintptr_t addr, std::size_t bytes) {
+  constexpr unsigned k_rounds = 2000;  // of 50 us: while other mappings change, nothing can be delivered
+  for (Processor p = 1; p <= house_.device_count; ++p) {
+    if (!house_.device(p).info().caps.placed) continue;
+    house_.space.for_each_block(addr, bytes, [&](Block& block, const PageMask& pages) {
+      for (unsigned round = 0; round < k_rounds; ++round) {
+        const DevicePart* part = block.part(p);
+        const PageMask away = part != nullptr ? part->resident & pages & block.valid : PageMask{};
+        if (away.none()) return;
+        steer(block, k_cpu, away, {}, Cause::coherence, false);
+        if (round == 0) continue;
+        static const Word never{0};
+        park(never, 0, 50'000);
+      }
+    });
+  }
+}
+
 bool FaultService::serve_remaps() {
   for (bool did = false;; did = true) {
     Remap remap{};
@@ -272,8 +292,12 @@ bool FaultService::serve_remaps() {
         house_, remap.from, remap.to, remap.bytes,
         [](void* self) {
           auto& service = *static_cast<FaultService*>(self);
-          const std::lock_guard guard(service.remaps_lock_);
-          service.follow_front();
+          const Remap followed = service.remaps_.front();
+          {
+            const std::lock_guard guard(service.remaps_lock_);
+            service.follow_front();
+          }
+          service.leave_old_places(followed.to, followed.bytes);
         },
         this);
     house_.unsettled.fetch_sub(1, std::memory_order_release);

@@ -108,6 +108,7 @@ class FaultService {
   bool serve_device(Processor p);
   bool serve_access_counts(Processor p);
   bool serve_later();
+  void leave_old_places(std::uintptr_t addr, std::size_t bytes);
   // driver_records.cpp
   bool serve_records();
   void wait_records();

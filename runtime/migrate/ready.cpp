@@ -80,6 +80,8 @@ class ReadyJobs final : public Jobs {
       release(house_, *block);
       return false;
     }
+    // Copies would stand in the way of mapping the pages where they are.
+    if (remote_) collapse_to_cpu(house_, *block, missing & block->read_only);
     work.block = block;
     work.to = p_;
     work.cause = Cause::fault;

@@ -201,6 +201,58 @@ TEST_P(GpuLaunch, writes_to_what_the_cpu_may_only_read_are_lost) {
   hmmrt::check(hmmrt_unregister(handle(), m.get()));
 }
 
+TEST_P(GpuLaunch, what_the_cpu_may_only_read_is_used_where_it_is_after_it_was_copied) {
+  NOT_DRIVEN("nothing is brought here for a launch");
+  const Mapping m(k_block);
+  hmmrt::check(hmmrt_register(handle(), m.get(), k_block));
+  Buffer b(context(), k_block / 4), pinned(context(), k_block / 4);
+  for (std::size_t i = 0; i < b.size(); ++i) b[i] = pinned[i] = 1;
+  m.words()[0] = 3;
+  ASSERT_EQ(mprotect(m.get(), 3 * k_page, PROT_READ), 0);
+  const hmmrt::stream s(context());
+  add_one(s, b);
+  s.synchronize();
+  context().pin(pinned.data(), pinned.bytes());
+  add_one(s, b);
+  s.synchronize();
+  context().unpin(pinned.data(), pinned.bytes());
+  add_one(s, b);
+  s.synchronize();
+  for (std::size_t i = 0; i < b.size(); i += 999) ASSERT_EQ(b[i], 4u);
+  EXPECT_EQ(m.words()[0], 3u);
+  hmmrt::check(hmmrt_unregister(handle(), m.get()));
+}
+
+// Device memory has the order of the addresses: what changes its address cannot stay, and makes room for what comes there.
+TEST_P(GpuLaunch, what_mremap_moved_is_used_at_its_new_address) {
+  NOT_DRIVEN("registrations do not follow mremap");
+  constexpr std::size_t k_bytes = 2 * k_block, k_words = k_bytes / 4;
+  Mapping m(k_bytes);
+  for (std::size_t i = 0; i < k_words; ++i) m.words()[i] = 1;
+  hmmrt::check(hmmrt_register(handle(), m.get(), k_bytes));
+  const hmmrt::stream s(context());
+  const auto add = [&](std::uint32_t* words) {
+    s.launch("add", k_words, AddOne{hmmrt::gptr<std::uint32_t>(words)});
+    s.synchronize();
+  };
+  add(m.words());
+  void* const target = mmap(nullptr, k_bytes + k_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  auto* const moved = static_cast<std::uint32_t*>(
+      mremap(m.get(), k_bytes, k_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, static_cast<char*>(target) + k_page));
+  ASSERT_NE(moved, MAP_FAILED) << std::strerror(errno);
+  ASSERT_EQ(mmap(m.get(), k_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+            m.get());
+  for (std::size_t i = 0; i < k_words; ++i) m.words()[i] = 100;
+  hmmrt::check(hmmrt_register(handle(), m.get(), k_bytes));
+  add(m.words());
+  add(moved);
+  for (std::size_t i = 0; i < k_words; ++i) ASSERT_EQ(moved[i], 3u) << i;
+  for (std::size_t i = 0; i < k_words; ++i) ASSERT_EQ(m.words()[i], 101u) << i;
+  hmmrt::check(hmmrt_unregister(handle(), m.get()));
+  hmmrt::check(hmmrt_unregister(handle(), moved));
+  munmap(target, k_bytes + k_page);
+}
+
 TEST_P(GpuLaunch, a_kernel_without_code_for_a_gpu_is_refused) {
   hmmrt_kernel_t k{};
   k.size = sizeof k;

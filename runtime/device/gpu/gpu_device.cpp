@@ -40,7 +40,8 @@ std::unique_ptr<hmmrt::Device> GpuDevice::make(const DeviceConfig& config, const
 }
 
 Error GpuDevice::open() {
-  if (const Error e = GPU(SetDevice)(static_cast<int>(config_.ordinal)); e != k_success) return e;
+  const Current current = use();
+  if (current.error() != k_success) return current.error();
   std::size_t free_bytes = 0, total = 0;
   if (const Error e = GPU(MemGetInfo)(&free_bytes, &total); e != k_success) return e;
   std::uint64_t bytes = config_.memory_bytes != 0 ? config_.memory_bytes : free_bytes / 4 * 3;
@@ -58,7 +59,6 @@ Error GpuDevice::open() {
     meet(*other);
     other->meet(*this);
   }
-  use();
   g_devices.push_back(this);
   return k_success;
 }
@@ -70,7 +70,7 @@ void GpuDevice::meet(GpuDevice& other) {
   int direct = 0;
   const auto mine = static_cast<int>(config_.ordinal), theirs = static_cast<int>(other.config_.ordinal);
   if (GPU(DeviceCanAccessPeer)(&direct, mine, theirs) == k_success && direct != 0) {
-    use();
+    const Current current = use();
     (void)GPU(DeviceEnablePeerAccess)(theirs, 0);  // enabled already, or refused: no matter
   }
   (void)GPU(GetLastError)();
@@ -100,7 +100,7 @@ GpuDevice::~GpuDevice() {
       }
     }
   }
-  use();
+  const Current current = use();
   queues_.clear();
   unpin_stale(~std::uint64_t{0});
   for (auto& [base, remote] : remote_) {
@@ -142,7 +142,7 @@ void GpuDevice::free_frames(const PageMask& pages, const Frame*) {
 }
 
 void GpuDevice::zero_frames(const PageMask& pages, const Frame* frames) {
-  use();
+  const Current current = use();
   if (!lanes_.zero(pages, frames)) break_down("device memory could not be cleared", GPU(GetLastError)());
 }
 
@@ -181,7 +181,7 @@ bool GpuDevice::pin(Remote& remote, std::uintptr_t base, unsigned first, unsigne
 }
 
 void GpuDevice::map(std::uintptr_t base, std::span<const MapSpan> spans) {
-  use();
+  const Current current = use();
   for (const MapSpan& span : spans) {
     const PageMask pages = PageMask::range(span.first, span.count);
     bool less = false;
@@ -290,7 +290,7 @@ bool GpuDevice::has_stale() {
 
 // Waits for the kernels that have started, and lets go of what only they could be using.
 bool GpuDevice::finish_kernels(std::uint64_t timeout_ns) {
-  use();
+  const Current current = use();
   std::uint64_t number = 0;
   const std::uint64_t deadline = timeout_ns == 0 ? ~std::uint64_t{0} : steady_ns() + timeout_ns;
   bool waited_long = false;
@@ -360,6 +360,7 @@ void GpuDevice::unpin_stale(std::uint64_t ended) {
 
 QueueOwner::Start GpuDevice::start(Stream stream, const Launch& launch, const ReadyPages* ready, Error* error) {
   const std::lock_guard guard(start_);
+  const std::lock_guard other_contexts(start_lock(config_.ordinal));
   std::ptrdiff_t offset = 0;
   {
     const std::lock_guard remote_guard(remote_lock_);
@@ -384,12 +385,12 @@ QueueOwner::Start GpuDevice::start(Stream stream, const Launch& launch, const Re
 // ---- copies ---------------------------------------------------------------------------------------------------------
 
 CopyTicket GpuDevice::copy_async(std::span<const CopyRun> runs) {
-  use();
+  const Current current = use();
   return lanes_.start(runs);
 }
 
 bool GpuDevice::wait_copy(CopyTicket ticket) {
-  use();
+  const Current current = use();
   return lanes_.wait(ticket);
 }
 

@@ -69,7 +69,7 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   bool idle(Queue queue) override { return queues_.idle(queue); }
 
   Start start(Stream stream, const Launch& launch, const ReadyPages* ready, Error* error) override;
-  void use() const override { (void)GPU(SetDevice)(static_cast<int>(config_.ordinal)); }
+  Current use() const override { return Current(config_.ordinal); }
   std::string broken() const override;
   std::string pin_error() override;
 

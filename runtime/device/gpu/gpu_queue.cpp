@@ -21,7 +21,7 @@ GpuQueue::~GpuQueue() {
   }
   more_.notify_one();
   thread_.join();
-  device_.use();
+  const Current current = device_.use();
   (void)GPU(StreamSynchronize)(stream_);
   (void)GPU(StreamDestroy)(stream_);
 }
@@ -33,10 +33,15 @@ void GpuQueue::launch(const Launch& launch) {
     const bool any = launch.pages == nullptr;
     const std::shared_ptr<const ReadyPages> ready = any ? nullptr : launch.pages->ready_now();
     if ((any || ready != nullptr) && device_.broken().empty()) {
-      device_.use();
+      const Current current = device_.use();
       Error error{};
       const QueueOwner::Start how = device_.start(stream_, launch, ready.get(), &error);
       if (how == QueueOwner::Start::started) return;
+      if (how == QueueOwner::Start::failed) {  // and may have started all the same: never twice
+        guard.unlock();
+        note_error(launch.name, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
+        return;
+      }
     }
   }
   Task task;
@@ -64,7 +69,7 @@ LaunchError GpuQueue::synchronize(std::string* text) {
   std::unique_lock guard(lock_);
   done_.wait(guard, [this] { return tasks_.empty() && !busy_; });
   guard.unlock();
-  device_.use();
+  const Current current = device_.use();
   const Error e = GPU(StreamSynchronize)(stream_);
   guard.lock();
   if (e != k_success && error_.result == HMMRT_SUCCESS) {
@@ -83,7 +88,7 @@ bool GpuQueue::idle() {
     const std::lock_guard guard(lock_);
     if (!tasks_.empty() || busy_) return false;
   }
-  device_.use();
+  const Current current = device_.use();
   return GPU(StreamQuery)(stream_) != k_not_ready;
 }
 
@@ -97,7 +102,7 @@ void GpuQueue::work() {
     tasks_.pop_front();
     busy_ = true;
     guard.unlock();
-    device_.use();
+    const Current current = device_.use();
     run(task);
     task = Task{};  // what it holds is let go before anyone sees the queue idle
     guard.lock();
@@ -119,13 +124,13 @@ void GpuQueue::run(Task& task) {
     if (attempt > 1) std::this_thread::sleep_for(std::chrono::microseconds(20u << std::min(attempt, 10u)));
     if (LaunchPages* pages = task.launch.pages.get(); pages != nullptr) {
       if (const Status s = pages->make_ready(attempt, &ready); !s.ok()) {
-        note_error(task, s.code(), pages->why());
+        note_error(task.name, s.code(), pages->why());
         return;
       }
       if (ready == nullptr) continue;
     }
     if (const std::string broken = device_.broken(); !broken.empty()) {
-      note_error(task, HMMRT_ERROR_SYSTEM, broken);
+      note_error(task.name, HMMRT_ERROR_SYSTEM, broken);
       return;
     }
     Error error{};
@@ -133,24 +138,24 @@ void GpuQueue::run(Task& task) {
       case QueueOwner::Start::started:
         return;
       case QueueOwner::Start::failed:
-        note_error(task, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
+        note_error(task.name, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
         return;
       case QueueOwner::Start::not_ready:
         break;
     }
   }
   const std::string pins = device_.pin_error();
-  note_error(task, HMMRT_ERROR_BUSY,
+  note_error(task.name, HMMRT_ERROR_BUSY,
              pins.empty() ? "its pages were taken away again and again before it could start"
                           : "its memory cannot be mapped where it is: " + pins);
 }
 
-void GpuQueue::note_error(const Task& task, hmmrt_result_t result, const std::string& text) {
+void GpuQueue::note_error(const std::string& kernel, hmmrt_result_t result, const std::string& text) {
   const std::lock_guard guard(lock_);
   if (error_.result != HMMRT_SUCCESS) return;
   error_.result = result;
-  std::snprintf(error_.kernel, sizeof error_.kernel, "%s", task.name.c_str());
-  error_text_ = "kernel '" + task.name + "': " + text;
+  std::snprintf(error_.kernel, sizeof error_.kernel, "%s", kernel.c_str());
+  error_text_ = "kernel '" + kernel + "': " + text;
 }
 
 }  // namespace hmmrt::gpu

@@ -37,7 +37,7 @@ class GpuQueue {
 
   void work();
   void run(Task& task);
-  void note_error(const Task& task, hmmrt_result_t result, const std::string& text);
+  void note_error(const std::string& kernel, hmmrt_result_t result, const std::string& text);
 
   QueueOwner& device_;
   Stream stream_;

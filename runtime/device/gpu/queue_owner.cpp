@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "device/gpu/queue_owner.hpp"
 
+#include <array>
 #include <cstdarg>
 #include <cstdio>
 #include <system_error>
@@ -8,6 +9,11 @@
 #include "device/gpu/gpu_queue.hpp"
 
 namespace hmmrt::gpu {
+
+std::mutex& start_lock(unsigned ordinal) {
+  static std::array<std::mutex, 64> locks;  // more GPUs than that share
+  return locks[ordinal % locks.size()];
+}
 
 void describe(const DeviceConfig& config, DeviceInfo* info) {
   info->name = config.name;
@@ -50,7 +56,7 @@ GpuQueue* Queues::find(Queue queue) {
 }
 
 Status Queues::create(Queue* out) {
-  owner_.use();
+  const Current current = owner_.use();
   Stream stream{};
   if (const Error e = GPU(StreamCreateWithFlags)(&stream, k_stream_flags); e != k_success) {
     return fail(HMMRT_ERROR_SYSTEM, "%s gives no stream: %s", name_.c_str(), GPU(GetErrorString)(e));

@@ -19,11 +19,34 @@ class GpuQueue;
 void describe(const DeviceConfig& config, DeviceInfo* info);
 void say_unusable(const DeviceConfig& config, const Services& services, Error error);
 
+// Makes a GPU the calling thread's, for as long as it lives; the application's choice is restored.
+class Current {
+ public:
+  explicit Current(unsigned ordinal) {
+    int now = -1;
+    if (GPU(GetDevice)(&now) == k_success && now == static_cast<int>(ordinal)) return;
+    before_ = now;
+    error_ = GPU(SetDevice)(static_cast<int>(ordinal));
+  }
+  ~Current() {
+    if (before_ >= 0) (void)GPU(SetDevice)(before_);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+  Error error() const { return error_; }
+
+ private:
+  int before_ = -1;
+  Error error_ = k_success;
+};
+
+// Held while a kernel is started on this GPU: the address offset of a file's kernels is one for all contexts.
+std::mutex& start_lock(unsigned ordinal);
+
 class QueueOwner {
  public:
   virtual ~QueueOwner() = default;
-  // Makes this GPU the calling thread's.
-  virtual void use() const = 0;
+  [[nodiscard]] virtual Current use() const = 0;
   enum class Start : std::uint8_t { started, not_ready, failed };
   // Starts the kernel, if all of `ready` is mapped at this moment; null where the device needs nothing ready. failed:
   // *error is the vendor's.

@@ -10,7 +10,7 @@ namespace hmmrt::gpu {
 SvmDevice::SvmDevice(DeviceConfig config, const Services& services)
     : config_(std::move(config)), services_(services), queues_(*this, services_, config_.name) {}
 
-SvmDevice::~SvmDevice() { use(); }
+SvmDevice::~SvmDevice() = default;
 
 std::unique_ptr<hmmrt::Device> SvmDevice::make(const DeviceConfig& config, const Services& services) {
   std::unique_ptr<SvmDevice> device(new SvmDevice(config, services));
@@ -22,7 +22,8 @@ std::unique_ptr<hmmrt::Device> SvmDevice::make(const DeviceConfig& config, const
 }
 
 Error SvmDevice::open() {
-  if (const Error e = GPU(SetDevice)(static_cast<int>(config_.ordinal)); e != k_success) return e;
+  const Current current = use();
+  if (current.error() != k_success) return current.error();
   std::size_t free_bytes = 0, total = 0;
   if (const Error e = GPU(MemGetInfo)(&free_bytes, &total); e != k_success) return e;
   const std::uint64_t most = std::max<std::uint64_t>(free_bytes, k_block_size);
@@ -59,6 +60,7 @@ void SvmDevice::free_frames(const PageMask& pages, const Frame*) {
 std::uint64_t SvmDevice::free_frame_count() const { return frames_ - used_.load(std::memory_order_relaxed); }
 
 QueueOwner::Start SvmDevice::start(Stream stream, const Launch& launch, const ReadyPages*, Error* error) {
+  const std::lock_guard guard(start_lock(config_.ordinal));
   *error = static_cast<Error>(launch.run_gpu(launch.functor, &launch.grid, 0, stream));
   return *error == k_success ? Start::started : Start::failed;
 }

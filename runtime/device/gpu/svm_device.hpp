@@ -54,7 +54,7 @@ class SvmDevice final : public hmmrt::Device, public QueueOwner {
   LaunchError synchronize(Queue queue) override { return queues_.synchronize(queue); }
   bool idle(Queue queue) override { return queues_.idle(queue); }
 
-  void use() const override { (void)GPU(SetDevice)(static_cast<int>(config_.ordinal)); }
+  Current use() const override { return Current(config_.ordinal); }
   Start start(Stream stream, const Launch& launch, const ReadyPages* ready, Error* error) override;
 
  private:

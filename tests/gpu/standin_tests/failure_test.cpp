@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: MIT
 // A vendor's runtime that fails, or finds no GPU. Over the stand-in only, which can be told to.
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "conformance/api_environment.hpp"
 #include "gpu/standin_tests/child.hpp"
 
@@ -116,6 +120,85 @@ TEST(GpuPeerFailure, leaves_pages_where_they_were) {
 
 TEST(GpuMissing, a_machine_without_a_gpu_says_what_is_missing) {
   EXPECT_EQ(in_child("finds_none", {{"HMMRT_TEST_HIP_DEVICES", "0"}}), 0);
+}
+
+// Starts the kernel, and says that it failed.
+int start_and_fail(const void* functor, const hmmrt_grid_t* grid, std::ptrdiff_t offset, void* stream) {
+  (void)hmmrt::detail::run_gpu<AddOne>(functor, grid, offset, stream);
+  return static_cast<int>(hipErrorUnknown);
+}
+
+TEST(GpuLaunches, that_are_said_to_fail_are_not_started_again) {
+  for (const char* kfd : {"0", "1"}) {
+    setenv("HMMRT_TEST_KFD", kfd, 1);
+    const hmmrt::context c({{"device", "gpu:0"}, {"arena_bytes", "4M"}});
+    const hmmrt::stream s(c);
+    Buffer b(c, 1024);
+    AddOne f{b.gpu()};
+    s.launch("ready", b.size(), f);
+    s.synchronize();
+    hmmrt_kernel_t k{};
+    k.size = sizeof k;
+    k.name = "fails";
+    k.run = &hmmrt::detail::run_items<AddOne>;
+    k.functor = &f;
+    k.functor_bytes = sizeof f;
+    k.run_gpu = &start_and_fail;
+    EXPECT_EQ(hmmrt_launch(s.get(), &k, {b.size(), 1, 1}), HMMRT_SUCCESS);
+    EXPECT_EQ(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_SYSTEM);
+    EXPECT_EQ(b[7], 2u);
+  }
+}
+
+TEST(GpuCurrent, stays_what_the_application_made_it) {
+  setenv("HMMRT_TEST_HIP_DEVICES", "2", 1);
+  setenv("HMMRT_TEST_KFD", "0", 1);
+  const auto current = [] {
+    int device = -1;
+    (void)hipGetDevice(&device);
+    return device;
+  };
+  const hmmrt::context c({{"device", "gpu:0,gpu:1"}, {"device_memory", "16M"}});
+  EXPECT_EQ(current(), 0);
+  const hmmrt::stream s(c, 1);
+  Buffer b(c, 1024);
+  s.launch("add", b.size(), AddOne{b.gpu()});
+  s.synchronize();
+  b.prefetch(1);
+  EXPECT_EQ(current(), 0);
+}
+
+// Two contexts on one GPU share the constant that holds the address offset.
+TEST(GpuContexts, start_kernels_of_one_gpu_one_after_the_other) {
+  setenv("HMMRT_TEST_KFD", "0", 1);
+  static std::atomic<int> inside{0}, at_once{0};
+  const auto slow = [](const void* functor, const hmmrt_grid_t* grid, std::ptrdiff_t offset, void* stream) {
+    if (inside.fetch_add(1) != 0) ++at_once;
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+    const int error = hmmrt::detail::run_gpu<AddOne>(functor, grid, offset, stream);
+    --inside;
+    return error;
+  };
+  const auto use = [&] {
+    const hmmrt::context c({{"device", "gpu:0"}, {"device_memory", "16M"}, {"arena_bytes", "4M"}});
+    const hmmrt::stream s(c);
+    Buffer b(c, 1024);
+    AddOne f{b.gpu()};
+    hmmrt_kernel_t k{};
+    k.size = sizeof k;
+    k.name = "slow";
+    k.run = &hmmrt::detail::run_items<AddOne>;
+    k.functor = &f;
+    k.functor_bytes = sizeof f;
+    k.run_gpu = slow;
+    for (int i = 0; i < 50; ++i) hmmrt::check(hmmrt_launch(s.get(), &k, {b.size(), 1, 1}));
+    s.synchronize();
+    EXPECT_EQ(b[0], 50u);
+  };
+  std::thread other(use);
+  use();
+  other.join();
+  EXPECT_EQ(at_once.load(), 0);
 }
 
 }  // namespace
