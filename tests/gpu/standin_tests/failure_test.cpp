@@ -122,6 +122,18 @@ TEST(GpuMissing, a_machine_without_a_gpu_says_what_is_missing) {
   EXPECT_EQ(in_child("finds_none", {{"HMMRT_TEST_HIP_DEVICES", "0"}}), 0);
 }
 
+// A kernel that `run_gpu` starts in its own way. `f` outlives it.
+hmmrt_kernel_t started_by(const AddOne& f, decltype(hmmrt_kernel_t::run_gpu) run_gpu) {
+  hmmrt_kernel_t k{};
+  k.size = sizeof k;
+  k.name = "add";
+  k.run = &hmmrt::detail::run_items<AddOne>;
+  k.functor = &f;
+  k.functor_bytes = sizeof f;
+  k.run_gpu = run_gpu;
+  return k;
+}
+
 // Starts the kernel, and says that it failed.
 int start_and_fail(const void* functor, const hmmrt_grid_t* grid, std::ptrdiff_t offset, void* stream) {
   (void)hmmrt::detail::run_gpu<AddOne>(functor, grid, offset, stream);
@@ -134,16 +146,10 @@ TEST(GpuLaunches, that_are_said_to_fail_are_not_started_again) {
     const hmmrt::context c({{"device", "gpu:0"}, {"arena_bytes", "4M"}});
     const hmmrt::stream s(c);
     Buffer b(c, 1024);
-    AddOne f{b.gpu()};
+    const AddOne f{b.gpu()};
     s.launch("ready", b.size(), f);
     s.synchronize();
-    hmmrt_kernel_t k{};
-    k.size = sizeof k;
-    k.name = "fails";
-    k.run = &hmmrt::detail::run_items<AddOne>;
-    k.functor = &f;
-    k.functor_bytes = sizeof f;
-    k.run_gpu = &start_and_fail;
+    const hmmrt_kernel_t k = started_by(f, &start_and_fail);
     EXPECT_EQ(hmmrt_launch(s.get(), &k, {b.size(), 1, 1}), HMMRT_SUCCESS);
     EXPECT_EQ(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_SYSTEM);
     EXPECT_EQ(b[7], 2u);
@@ -183,14 +189,8 @@ TEST(GpuContexts, start_kernels_of_one_gpu_one_after_the_other) {
     const hmmrt::context c({{"device", "gpu:0"}, {"device_memory", "16M"}, {"arena_bytes", "4M"}});
     const hmmrt::stream s(c);
     Buffer b(c, 1024);
-    AddOne f{b.gpu()};
-    hmmrt_kernel_t k{};
-    k.size = sizeof k;
-    k.name = "slow";
-    k.run = &hmmrt::detail::run_items<AddOne>;
-    k.functor = &f;
-    k.functor_bytes = sizeof f;
-    k.run_gpu = slow;
+    const AddOne f{b.gpu()};
+    const hmmrt_kernel_t k = started_by(f, slow);
     for (int i = 0; i < 50; ++i) hmmrt::check(hmmrt_launch(s.get(), &k, {b.size(), 1, 1}));
     s.synchronize();
     EXPECT_EQ(b[0], 50u);
