@@ -180,13 +180,17 @@ class Context final : public HandleObject, private HeapBackend {
   std::map<std::uintptr_t, std::uint64_t> rights_seen_;
   std::atomic<std::uint64_t> pins_{0};  // pages may be pinned
 
-  // All managed memory as a device without retryable faults last had it ready, and for which ranges.
+  // What a device without retryable faults lately had ready for launches, the latest first.
   struct Ready {
-    std::mutex lock;
-    std::uint64_t ranges = 0;
+    std::vector<Extent> extents;  // none: all managed memory
+    std::uint64_t ranges = 0;     // the address space's changes() before
     std::shared_ptr<const ReadyPages> pages;
   };
-  std::array<Ready, k_max_devices> ready_;
+  struct LatelyReady {
+    std::mutex lock;
+    std::array<Ready, 8> sets;
+  };
+  std::array<LatelyReady, k_max_devices> ready_;
   friend class ManagedPages;
 
   struct Baseline {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What a launch may touch on a device without retryable faults: all managed memory of its context, or what was declared.
-// What was made ready for one launch serves the next, as long as no range and no block has changed since.
+// What was made ready for one launch serves the next, as long as no range has changed since and it is still there.
+#include <algorithm>
+
 #include "api/context.hpp"
 #include "migrate/ready.hpp"
 
@@ -13,15 +15,19 @@ class ManagedPages final : public LaunchPages {
       : context_(context), index_(index), declared_(std::move(declared)) {}
 
   std::shared_ptr<const ReadyPages> ready_now() override {
-    if (!declared_.empty()) return nullptr;
-    Context::Ready& known = context_.ready_[index_];
-    const std::lock_guard guard(known.lock);
-    if (known.pages == nullptr || known.ranges != context_.space_.changes()) return nullptr;
-    return known.pages->unmaps == context_.device(index_).unmaps() ? known.pages : nullptr;
+    Context::LatelyReady& lately = context_.ready_[index_];
+    const std::lock_guard guard(lately.lock);
+    const auto it = std::find_if(lately.sets.begin(), lately.sets.end(), [&](const Context::Ready& known) {
+      return known.pages != nullptr && known.extents == declared_;
+    });
+    if (it == lately.sets.end() || it->ranges != context_.space_.changes()) return nullptr;
+    // Where it is used in system memory, that may have had reasons which are past.
+    if (it->pages->remote && it->pages->unmaps != context_.device(index_).unmaps()) return nullptr;
+    std::rotate(lately.sets.begin(), it, it + 1);
+    return lately.sets.front().pages;
   }
 
   Status make_ready(unsigned attempt, std::shared_ptr<const ReadyPages>* out) override {
-    if (attempt == 0 && (*out = ready_now()) != nullptr) return {};
     const std::uint64_t ranges = context_.space_.changes();
     std::vector<Extent> all;
     if (declared_.empty()) {
@@ -34,17 +40,23 @@ class ManagedPages final : public LaunchPages {
                             device_processor(index_), attempt, out);
     }
     if (!s.ok()) why_ = failure_detail();
-    if (*out == nullptr || !declared_.empty()) return s;
-    Context::Ready& known = context_.ready_[index_];
-    const std::lock_guard guard(known.lock);
-    known.ranges = ranges;
-    known.pages = *out;
+    if (*out != nullptr) keep({declared_, ranges, *out});
     return s;
   }
 
   std::string why() const override { return why_; }
 
  private:
+  void keep(Context::Ready ready) {
+    Context::LatelyReady& lately = context_.ready_[index_];
+    const std::lock_guard guard(lately.lock);
+    // In place of what was known of the same extents, or of the set that has not been used for longest.
+    auto it = std::find_if(lately.sets.begin(), lately.sets.end() - 1,
+                           [&](const Context::Ready& known) { return known.extents == ready.extents; });
+    *it = std::move(ready);
+    std::rotate(lately.sets.begin(), it, it + 1);
+  }
+
   Context& context_;
   const unsigned index_;
   const std::vector<Extent> declared_;

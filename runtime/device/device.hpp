@@ -10,6 +10,7 @@
 //   mapping, except that a `host` mapping target may be any address the host mirror vouched for.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -109,8 +110,9 @@ struct ReadyPages {
   struct InBlock {
     std::uintptr_t base = 0;
     PageMask pages;
+    PageMask writable;  // of them: what a kernel writes there counts
   };
-  std::uint64_t unmaps = 0;  // Device::unmaps() before the pages were looked at
+  mutable std::atomic<std::uint64_t> unmaps{0};  // Device::unmaps() before the pages were last looked at
   bool remote = false;
   std::vector<InBlock> pages;
 };
@@ -119,7 +121,8 @@ struct ReadyPages {
 class LaunchPages {
  public:
   virtual ~LaunchPages() = default;
-  // What they were the last time, if nothing was taken away since; else null. Cheap, waits for nothing.
+  // What they were the last time, if that may still do; else null. Cheap, waits for nothing. The device looks whether all
+  // of it is still mapped.
   virtual std::shared_ptr<const ReadyPages> ready_now() = 0;
   // Migrates, and waits for it. attempt counts from 0: pages may be taken away again before the kernel starts. Null without
   // an error: not yet.

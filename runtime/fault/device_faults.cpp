@@ -288,18 +288,21 @@ bool FaultService::serve_remaps() {
     }
     // With the claims still held: what was said about the new addresses meanwhile is told to their blocks, and from then
     // on the event thread tells them itself.
+    struct Follow {
+      FaultService& service;
+      const Remap& remap;
+    } follow{*this, remap};
     follow_remap(
         house_, remap.from, remap.to, remap.bytes,
         [](void* self) {
-          auto& service = *static_cast<FaultService*>(self);
-          const Remap followed = service.remaps_.front();
+          const auto& [service, followed] = *static_cast<Follow*>(self);
           {
             const std::lock_guard guard(service.remaps_lock_);
             service.follow_front();
           }
           service.leave_old_places(followed.to, followed.bytes);
         },
-        this);
+        &follow);
     house_.unsettled.fetch_sub(1, std::memory_order_release);
     house_.host.interrupt();  // CPU faults on the new addresses were kept
   }

@@ -25,14 +25,20 @@ PageMask reached(const Block& block, Processor p, bool remote) {
   return remote ? mapped & part->remote : (mapped & part->resident) - part->remote;
 }
 
+// The blocks as they are, each under its claim.
 struct Survey {
   std::uintptr_t begin = ~std::uintptr_t{0}, end = 0;
   std::uint64_t pages = 0, ping_pong = 0, pinned = 0;
   std::vector<Extent> protected_elsewhere;  // to come home first
+  std::vector<Piece> away;                  // not as it must be in device memory
+  bool remote = true;                       // all is mapped where it is, in system memory
+  std::shared_ptr<ReadyPages> ready = std::make_shared<ReadyPages>();
 };
 
-Survey survey(House& house, const std::vector<Piece>& pieces) {
+Survey survey(House& house, const std::vector<Piece>& pieces, Processor p) {
   Survey out;
+  out.ready->unmaps = house.device(p).unmaps();
+  out.ready->pages.reserve(pieces.size());
   const std::uint64_t now = house.clock.now_ns();
   for (const Piece& piece : pieces) {
     Block* block = house.space.find(piece.base);
@@ -48,6 +54,10 @@ Survey survey(House& house, const std::vector<Piece>& pieces) {
         out.protected_elsewhere.push_back({block->base + first * k_page_size, count * k_page_size});
       });
       if (house.policy.ping_pong(block->history, now)) out.ping_pong += pages.count();
+      const bool here = reached(*block, p, false).contains(pages) && block->on_cpu.contains(pages & block->read_only);
+      if (!here) out.away.push_back(piece);
+      out.remote = out.remote && reached(*block, p, true).contains(pages);
+      out.ready->pages.push_back({piece.base, pages, pages - block->read_only});
     }
     release(house, *block);
   }
@@ -124,13 +134,12 @@ Status make_ready(House& house, PipelinePool& pool, std::span<const Extent> exte
   Device& device = house.device(p);
   const Borrowed pipeline(pool);
   const std::vector<Piece> pieces = pieces_of(extents);
-  const Survey found = survey(house, pieces);
-  auto ready = std::make_shared<ReadyPages>();
+  Survey found = survey(house, pieces, p);
   Device::Reach where = Device::Reach::now;
   if (found.pages != 0 && found.pinned == 0) where = reach(house, pipeline->spare(), p, found.begin, found.end);
-  ready->remote =
+  bool remote =
       found.pinned != 0 || where == Device::Reach::never || found.ping_pong * 2 > found.pages || attempt >= k_patience;
-  if (ready->remote && !device.info().caps.remote_mapping) {
+  if (remote && !device.info().caps.remote_mapping) {
     if (found.pinned != 0) {
       return fail(
           HMMRT_ERROR_PINNED,
@@ -145,30 +154,30 @@ Status make_ready(House& house, PipelinePool& pool, std::span<const Extent> exte
           static_cast<unsigned long long>(found.pages >> 8), found.begin, found.end,
           static_cast<unsigned long long>(device.info().memory_bytes >> 20));
     }
-    ready->remote = false;
+    remote = false;
   }
-  if (!ready->remote && where != Device::Reach::now) return {};
+  if (!remote && where != Device::Reach::now) return {};
 
-  if (ready->remote) {
-    (void)prefetch(house, pool, extents, k_cpu, Cause::fault);
-  } else if (!found.protected_elsewhere.empty()) {
-    (void)prefetch(house, pool, found.protected_elsewhere, k_cpu, Cause::fault);
+  const bool anew = remote && attempt != 0;
+  if (anew || (remote ? !found.remote : !found.away.empty())) {
+    if (remote) {
+      (void)prefetch(house, pool, extents, k_cpu, Cause::fault);
+    } else if (!found.protected_elsewhere.empty()) {
+      (void)prefetch(house, pool, found.protected_elsewhere, k_cpu, Cause::fault);
+    }
+    const std::vector<Piece>& wanted = remote ? pieces : found.away;
+    ReadyJobs jobs(house, wanted, p, remote, anew);
+    pipeline->run(wanted.size(), jobs);
+    const Survey now = survey(house, wanted, p);
+    if (remote ? !now.remote : !now.away.empty()) return {};
+    for (auto at = found.ready->pages.begin(); const ReadyPages::InBlock& block : now.ready->pages) {
+      at = std::find_if(at, found.ready->pages.end(), [&](const auto& before) { return before.base == block.base; });
+      if (at == found.ready->pages.end()) return {};  // there since a moment ago: once more
+      *at = block;
+    }
   }
-  ready->unmaps = device.unmaps();
-  ReadyJobs jobs(house, pieces, p, ready->remote, ready->remote && attempt != 0);
-  pipeline->run(pieces.size(), jobs);
-
-  for (const Piece& piece : pieces) {
-    Block* block = house.space.find(piece.base);
-    if (block == nullptr) continue;
-    block->claim();
-    const PageMask needed = usable(*block, piece.pages);
-    const bool there = reached(*block, p, ready->remote).contains(needed);
-    release(house, *block);
-    if (!there) return {};
-    if (needed.any()) ready->pages.push_back({piece.base, needed});
-  }
-  *out = std::move(ready);
+  found.ready->remote = remote;
+  *out = std::move(found.ready);
   return {};
 }
 

@@ -211,9 +211,9 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
     });
     ask(run);
   }
+  if (to == k_cpu) return refused;
   // Pinned since the look above: its own way home may have come before this.
   for (const Extent& e : extents) {
-    if (to == k_cpu) break;
     with_claims(house, e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
       (pages & block.pinned).for_each_run([&](unsigned first, unsigned count) {
         (void)house.host.send(block.base + first * k_page_size, count * k_page_size, k_cpu, Wish::coherence);

@@ -35,6 +35,7 @@ struct Extent {
   std::uintptr_t addr = 0;
   std::size_t bytes = 0;
   std::uintptr_t end() const { return addr + bytes; }
+  bool operator==(const Extent&) const = default;
 };
 
 // Moves pages to `to` (the CPU or a device), in one pass over the blocks whatever the number and order of extents.

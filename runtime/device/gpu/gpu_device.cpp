@@ -330,16 +330,22 @@ bool GpuDevice::finish_kernels(std::uint64_t timeout_ns) {
   return true;
 }
 
+// Whether all of it is mapped. remote_lock_ and table_ held.
 bool GpuDevice::holds(const ReadyPages& ready) {
-  if (ready.unmaps == unmaps() && !holds_less_.load(std::memory_order_relaxed)) return true;
-  return std::all_of(ready.pages.begin(), ready.pages.end(), [&](const ReadyPages::InBlock& block) {
+  const std::uint64_t now = unmaps();
+  if (ready.unmaps.load(std::memory_order_relaxed) == now && !holds_less_.load(std::memory_order_relaxed)) return true;
+  const bool all = std::all_of(ready.pages.begin(), ready.pages.end(), [&](const ReadyPages::InBlock& block) {
+    const Mapped* mapped = nullptr;
     if (!ready.remote) {
-      const Mapped* mapped = local(block.base);
-      return mapped != nullptr && (mapped->read | mapped->write).contains(block.pages);
+      mapped = local(block.base);
+    } else if (const auto it = remote_.find(block.base); it != remote_.end()) {
+      mapped = &it->second.mapped;
     }
-    const auto it = remote_.find(block.base);
-    return it != remote_.end() && (it->second.mapped.read | it->second.mapped.write).contains(block.pages);
+    return mapped != nullptr && mapped->write.contains(block.writable) &&
+           (mapped->read | mapped->write).contains(block.pages);
   });
+  if (all) ready.unmaps.store(now, std::memory_order_relaxed);
+  return all;
 }
 
 std::string GpuDevice::pin_error() {

@@ -29,20 +29,8 @@ GpuQueue::~GpuQueue() {
 void GpuQueue::launch(const Launch& launch) {
   std::unique_lock guard(lock_);
   if (tasks_.empty() && !busy_) {
-    // attempt 0 of a launch whose pages are known to be ready migrates nothing.
-    const bool any = launch.pages == nullptr;
-    const std::shared_ptr<const ReadyPages> ready = any ? nullptr : launch.pages->ready_now();
-    if ((any || ready != nullptr) && device_.broken().empty()) {
-      const Current current = device_.use();
-      Error error{};
-      const QueueOwner::Start how = device_.start(stream_, launch, ready.get(), &error);
-      if (how == QueueOwner::Start::started) return;
-      if (how == QueueOwner::Start::failed) {  // and may have started all the same: never twice
-        guard.unlock();
-        note_error(launch.name, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
-        return;
-      }
-    }
+    const Current current = device_.use();
+    if (start_if_ready(launch)) return;
   }
   Task task;
   task.launch = launch;
@@ -71,7 +59,7 @@ LaunchError GpuQueue::synchronize(std::string* text) {
   guard.unlock();
   const Current current = device_.use();
   const Error e = GPU(StreamSynchronize)(stream_);
-  guard.lock();
+  const std::lock_guard errors(error_lock_);
   if (e != k_success && error_.result == HMMRT_SUCCESS) {
     error_.result = HMMRT_ERROR_ILLEGAL_ADDRESS;
     error_text_ = std::string("a kernel ended with an error of the GPU's: ") + GPU(GetErrorString)(e);
@@ -119,39 +107,46 @@ void GpuQueue::run(Task& task) {
   }
   task.launch.name = task.name.c_str();
   task.launch.functor = task.functor.data();
+  if (start_if_ready(task.launch)) return;
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
     std::shared_ptr<const ReadyPages> ready;
     if (attempt > 1) std::this_thread::sleep_for(std::chrono::microseconds(20u << std::min(attempt, 10u)));
-    if (LaunchPages* pages = task.launch.pages.get(); pages != nullptr) {
-      if (const Status s = pages->make_ready(attempt, &ready); !s.ok()) {
-        note_error(task.name, s.code(), pages->why());
-        return;
-      }
-      if (ready == nullptr) continue;
-    }
-    if (const std::string broken = device_.broken(); !broken.empty()) {
-      note_error(task.name, HMMRT_ERROR_SYSTEM, broken);
+    LaunchPages& pages = *task.launch.pages;  // there are some, or it would have started
+    if (const Status s = pages.make_ready(attempt, &ready); !s.ok()) {
+      note_error(task.launch.name, s.code(), pages.why());
       return;
     }
-    Error error{};
-    switch (device_.start(stream_, task.launch, ready.get(), &error)) {
-      case QueueOwner::Start::started:
-        return;
-      case QueueOwner::Start::failed:
-        note_error(task.name, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
-        return;
-      case QueueOwner::Start::not_ready:
-        break;
-    }
+    if (ready != nullptr && start(task.launch, ready.get())) return;
   }
   const std::string pins = device_.pin_error();
-  note_error(task.name, HMMRT_ERROR_BUSY,
+  note_error(task.launch.name, HMMRT_ERROR_BUSY,
              pins.empty() ? "its pages were taken away again and again before it could start"
                           : "its memory cannot be mapped where it is: " + pins);
 }
 
+// What was ready for an earlier launch and still is, is enough.
+bool GpuQueue::start_if_ready(const Launch& launch) {
+  if (launch.pages == nullptr) return start(launch, nullptr);
+  const std::shared_ptr<const ReadyPages> known = launch.pages->ready_now();
+  return known != nullptr && start(launch, known.get());
+}
+
+// False: its pages are not ready. Otherwise the kernel has started or failed, and may have started all the same: never twice.
+bool GpuQueue::start(const Launch& launch, const ReadyPages* ready) {
+  if (const std::string broken = device_.broken(); !broken.empty()) {
+    note_error(launch.name, HMMRT_ERROR_SYSTEM, broken);
+    return true;
+  }
+  Error error{};
+  const QueueOwner::Start how = device_.start(stream_, launch, ready, &error);
+  if (how == QueueOwner::Start::failed) {
+    note_error(launch.name, HMMRT_ERROR_SYSTEM, std::string("did not start: ") + GPU(GetErrorString)(error));
+  }
+  return how != QueueOwner::Start::not_ready;
+}
+
 void GpuQueue::note_error(const std::string& kernel, hmmrt_result_t result, const std::string& text) {
-  const std::lock_guard guard(lock_);
+  const std::lock_guard guard(error_lock_);
   if (error_.result != HMMRT_SUCCESS) return;
   error_.result = result;
   std::snprintf(error_.kernel, sizeof error_.kernel, "%s", kernel.c_str());

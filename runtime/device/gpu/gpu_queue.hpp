@@ -37,6 +37,8 @@ class GpuQueue {
 
   void work();
   void run(Task& task);
+  bool start_if_ready(const Launch& launch);
+  bool start(const Launch& launch, const ReadyPages* ready);
   void note_error(const std::string& kernel, hmmrt_result_t result, const std::string& text);
 
   QueueOwner& device_;
@@ -45,6 +47,7 @@ class GpuQueue {
   std::condition_variable more_, done_;
   std::deque<Task> tasks_;
   bool busy_ = false, stopping_ = false;
+  std::mutex error_lock_;
   LaunchError error_;
   std::string error_text_;
   std::thread thread_;

@@ -156,6 +156,29 @@ TEST(GpuLaunches, that_are_said_to_fail_are_not_started_again) {
   }
 }
 
+// Nothing can be taken from a kernel that runs, so the end of the process does not bring home what it may use.
+TEST(GpuChild, DISABLED_leaves_a_kernel_that_does_not_end) {
+  hmmrt_context_t c = nullptr;
+  const hmmrt_option_t options[] = {{"device", "gpu:0"}, {"host_mirror", "uffd"}, {"log_level", "off"}};
+  hmmrt_context_desc_t desc = HMMRT_CONTEXT_DESC_INIT;
+  desc.options = options;
+  desc.option_count = std::size(options);
+  hmmrt::check(hmmrt_context_create(&desc, &c));
+  void* p = nullptr;
+  hmmrt::check(hmmrt_alloc(c, k_mib, &p));
+  hmmrt_stream_t s = nullptr;
+  hmmrt::check(hmmrt_stream_create(c, 0, &s));
+  auto* const words = static_cast<std::uint64_t*>(p);
+  auto* const stop = reinterpret_cast<std::uint32_t*>(words + 1);
+  hmmrt::check(
+      hmmrt::launch(s, "spin", {1, 1, 1}, Spin{hmmrt::gptr<std::uint64_t>(words), hmmrt::gptr<std::uint32_t>(stop)}));
+}
+TEST(GpuExit, does_not_wait_for_a_kernel_that_does_not_end) {
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(in_child("leaves_a_kernel_that_does_not_end", {}), 0);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+}
+
 TEST(GpuCurrent, stays_what_the_application_made_it) {
   setenv("HMMRT_TEST_HIP_DEVICES", "2", 1);
   setenv("HMMRT_TEST_KFD", "0", 1);

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <random>
+#include <thread>
 
 #include "gpu/standin_tests/kfd_fixture.hpp"
 
@@ -116,6 +117,23 @@ TEST_F(Kfd, pinned_memory_stays_in_system_memory) {
   b.prefetch(0);
   EXPECT_EQ(hmmrt_standin_where(b.data()), k_gpu);
   EXPECT_EQ(b[3], 3u);
+}
+
+TEST_F(Kfd, a_pin_beside_a_prefetch_wins) {
+  Buffer b(context(), k_block / 4);
+  for (auto& v : b) v = 1;
+  std::atomic<int> prefetched{0};
+  for (int round = 1; round <= 200; ++round) {
+    std::thread other([&] {
+      prefetched = round;
+      b.prefetch(0);
+    });
+    while (prefetched.load() != round) std::this_thread::yield();
+    context().pin(b.data(), b.bytes());
+    other.join();
+    ASSERT_EQ(hmmrt_standin_where(b.data()), k_system) << round;
+    context().unpin(b.data(), b.bytes());
+  }
 }
 
 TEST_F(Kfd, advice_becomes_attributes_and_what_the_driver_ignores_is_counted) {
