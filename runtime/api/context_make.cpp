@@ -162,7 +162,7 @@ Status Context::make_host(const std::vector<unsigned>& gpus) {
   if (wanted == "kfd" || (wanted == "auto" && !gpus.empty())) {
     host_ = make_kfd(gpus, &status);
     if (host_ != nullptr) return {};
-    if (wanted == "kfd") return status;
+    if (wanted == "kfd" || settings_.xnack == "on") return status;
     log::info(std::string("pages come to the GPU at launch, since its driver does not move them: ") + failure_detail());
   }
   UffdConfig config;

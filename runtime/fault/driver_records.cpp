@@ -87,9 +87,10 @@ void FaultService::follow_move(const DriverRecord& r) {
   faulted &= moving;
   // Of a CPU fault the driver does not say which page it was, and the report of a GPU's may be lost; but of a migration
   // within a block it must be one of these.
-  if (faulted.none() && r.cause == Cause::fault && r.alone) faulted = PageMask::one(moving.next(0));
+  const bool faults = r.cause == Cause::fault && (r.to != k_cpu || r.cpu_fault);
+  if (faulted.none() && faults && r.alone) faulted = PageMask::one(moving.next(0));
   const Tally tally = house_.tally(*block, device, r.addr);
-  if (r.to == k_cpu && r.cause == Cause::fault) {
+  if (r.cpu_fault) {
     tally.add(Count::cpu_faults);
     if (r.took_ns != 0) latencies_.cpu_fault_ns.add(r.took_ns);
   }
@@ -153,7 +154,8 @@ void FaultService::run_ahead(Processor p, std::uintptr_t base) {
     Block* block = house_.space.find(at);
     if (block == nullptr) return;
     block->claim();
-    steer(*block, p, block->valid & block->on_cpu, {}, Cause::prefetch_heuristic, true);
+    bring_back_pinned(house_, *block, block->valid);
+    steer(*block, p, (block->valid & block->on_cpu) - block->pinned, {}, Cause::prefetch_heuristic, true);
     release(house_, *block);
   }
 }
@@ -194,7 +196,7 @@ bool FaultService::serve_records() {
     house_.log.record(
         {.time_ns = house_.clock.now_ns(), .a = faults[p - 1u], .kind = EventKind::fault_batch, .processor = p});
   }
-  record_rounds_.fetch_add(1, std::memory_order_acq_rel);
+  if (n < records.size()) record_rounds_.fetch_add(1, std::memory_order_acq_rel);
   return n != 0;
 }
 

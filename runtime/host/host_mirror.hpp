@@ -109,7 +109,8 @@ struct DriverRecord {
   Cause cause = Cause::fault;
   Access access = Access::read;  // fault
   Processor from = k_cpu, to = k_cpu;
-  bool alone = false;  // moved: all that moved for the same reason
+  bool alone = false;      // moved: all that moved for the same reason
+  bool cpu_fault = false;  // moved: for a fault of the CPU's; of what moved for it, the first part
   std::uintptr_t addr = 0;
   std::size_t bytes = 0;
   std::uint64_t time_ns = 0;  // the driver's clock

@@ -84,12 +84,21 @@ void remove_translations(House& house, Block& block, Choose&& choose) {
 void unhold(House& house, Block& block, const PageMask& pages) {
   const PageMask loose = block.held & pages;
   block.held = block.held - loose;
-  if (loose.none() || !house.host.info().driven) return;
+  if (loose.any() && house.host.info().driven) end_remote_use(house, block, loose - block.pinned);
+}
+
+void end_remote_use(House& house, Block& block, const PageMask& pages) {
   PageMask remote;
   for (const DevicePart* part : block.parts) {
     if (part != nullptr) remote |= part->remote - part->exclusive;
   }
-  take_away(house, block, (remote & loose) - block.pinned);
+  take_away(house, block, remote & pages);
+}
+
+void bring_back_pinned(House& house, Block& block, const PageMask& pages) {
+  (pages & block.pinned).for_each_run([&](unsigned first, unsigned count) {
+    (void)house.host.send(block.base + first * k_page_size, count * k_page_size, k_cpu, Wish::coherence);
+  });
 }
 
 PageMask still_wanted(Block& block, const PageMask& pages) {
@@ -276,6 +285,8 @@ void settle(House& house, Block& block) {
   house.log.record(
       {.time_ns = house.clock.now_ns(), .base = block.base, .pages = lost.count(), .kind = EventKind::invalidated});
   const PageMask here = taken.removed & block.valid & block.on_cpu;
+  // Before anything is undone that was asked for them: there may be strangers' memory by now.
+  if (taken.unmapped.any()) house.host.disown(block.base, taken.unmapped & block.valid, true);
   take_away_for_good(house, block, lost);
   if (here.any()) {  // once no device can be stuck in a fault on what this protects
     house.host.watch_drop(block.base, here);
@@ -285,7 +296,6 @@ void settle(House& house, Block& block) {
   block.set_on_cpu(lost, true);
   block.cpu_protected = block.cpu_protected - lost;
   if (taken.unmapped.any()) {
-    house.host.disown(block.base, taken.unmapped & block.valid, true);
     block.valid = block.valid - taken.unmapped;
     block.set_on_cpu(taken.unmapped, false);
     block.pinned = block.pinned - taken.unmapped;

@@ -29,6 +29,10 @@ void mark_leaving(House& house, std::uintptr_t addr, std::size_t bytes, bool on)
 // The policy's hold on these pages ends before its time. A driver's mappings in place end with it: no fault would come to
 // end them.
 void unhold(House& house, Block& block, const PageMask& pages);
+// Ends devices' use of these pages where they are, in system memory or a peer's; with a driver, what ties them there.
+void end_remote_use(House& house, Block& block, const PageMask& pages);
+// A driver was asked to take these pages, without the claim: what has been pinned since the look before comes back.
+void bring_back_pinned(House& house, Block& block, const PageMask& pages);
 
 // Removes only translations that allow writing.
 void take_write_away(House& house, Block& block, const PageMask& pages);

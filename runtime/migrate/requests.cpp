@@ -186,19 +186,27 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
                    std::vector<Extent>* sent) {
   const Wish wish = cause == Cause::prefetch_user ? Wish::user_prefetch : Wish::coherence;
   std::uint64_t refused = 0;
+  const auto ask_for = [&](const Extent& e) {
+    if (!house.host.send(e.addr, e.bytes, to, wish)) return false;
+    sent->push_back(e);
+    return true;
+  };
   const auto ask = [&](const Extent& e) {
-    if (e.bytes == 0) return;
-    if (house.host.send(e.addr, e.bytes, to, wish)) {
-      sent->push_back(e);
-    } else {
-      refused += e.bytes >> k_page_shift;
+    if (e.bytes == 0 || ask_for(e)) return;
+    // All of it is refused for a page's sake, one that is not mapped any more, or for want of memory.
+    for (std::uintptr_t at = e.addr; at < e.end(); at = block_floor(at) + k_block_size) {
+      const Extent part{at, std::min(e.end(), block_floor(at) + k_block_size) - at};
+      if (part == e || !ask_for(part)) refused += part.bytes >> k_page_shift;
     }
   };
   for (const Extent& e : extents) {
     Extent run;
     with_claims(house, e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
       PageMask stay;
-      if (to != k_cpu) stay = pages & block.valid & (block.pinned | house.host.kept_home(block.base, to));
+      if (to != k_cpu) {
+        end_remote_use(house, block, pages - block.pinned);  // its end would bring home what is sent now
+        stay = pages & block.valid & (block.pinned | house.host.kept_home(block.base, to));
+      }
       refused += stay.count();
       ((pages & block.valid) - stay).for_each_run([&](unsigned first, unsigned count) {
         const std::uintptr_t at = block.base + first * k_page_size;
@@ -212,13 +220,9 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
     ask(run);
   }
   if (to == k_cpu) return refused;
-  // Pinned since the look above: its own way home may have come before this.
   for (const Extent& e : extents) {
-    with_claims(house, e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
-      (pages & block.pinned).for_each_run([&](unsigned first, unsigned count) {
-        (void)house.host.send(block.base + first * k_page_size, count * k_page_size, k_cpu, Wish::coherence);
-      });
-    });
+    with_claims(house, e.addr, e.bytes,
+                [&](Block& block, const PageMask& pages) { bring_back_pinned(house, block, pages); });
   }
   return refused;
 }

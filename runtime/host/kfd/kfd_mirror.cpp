@@ -328,13 +328,25 @@ PageOutcome KfdMirror::make_exclusive(std::uintptr_t, const PageMask& pages) {
 // ---- what is asked of the driver ---------------------------------------------------------------------------------------
 
 bool KfdMirror::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order) {
-  const kfd::SmiReader::Asking asking(*reader_, addr, bytes);
-  return attributes_->send(addr, bytes, to, wish, order);
+  bool done = false;
+  {
+    kfd::SmiReader::Asking asking(*reader_, addr, bytes);
+    done = attributes_->send(addr, bytes, to, wish, order);
+    if (!done) asking.refused();
+  }
+  if (reader_->has_records()) on_reports_();  // they may have waited for this
+  return done;
 }
 
 bool KfdMirror::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
-  const kfd::SmiReader::Asking asking(*reader_, base, k_block_size);
-  return attributes_->tie(base, pages, wish);
+  bool done = false;
+  {
+    kfd::SmiReader::Asking asking(*reader_, base, k_block_size);
+    done = attributes_->tie(base, pages, wish);
+    if (!done) asking.refused();
+  }
+  if (reader_->has_records()) on_reports_();
+  return done;
 }
 
 void KfdMirror::let_go(std::uintptr_t base, const PageMask& pages) { attributes_->let_go(base, pages); }

@@ -157,8 +157,13 @@ void SmiReader::understand(const SmiEvent& e) {
       put_moved(e, close_open(SmiKind::migrate_start, e.from, e.addr, &began) ? e.time_ns - began : 0);
       break;
     case SmiKind::unmap:
-      if (e.trigger != k_unmap_from_cpu || unmapped_.size() == unmapped_.capacity()) break;
-      if (asked_since(e.addr, e.addr + e.bytes, e.time_ns, true)) break;
+      if (e.trigger != k_unmap_from_cpu) break;
+      if (asked(e.addr, e.addr + e.bytes, e.time_ns, true) != When::never) break;
+      if (unmapped_.size() == unmapped_.capacity()) {
+        const std::lock_guard guard(lock_);
+        ++stats_.overflowed;
+        break;
+      }
       unmapped_.push_back({.kind = HostEventKind::unmap, .addr = e.addr, .bytes = e.bytes, .time_ns = e.time_ns});
       break;
     default:
@@ -179,6 +184,7 @@ void SmiReader::put_moved(const SmiEvent& e, std::uint64_t took_ns) {
     r.alone = at == e.addr && part_end == end;
     r.kind = DriverRecord::Kind::moved;
     r.cause = cause_of(e.trigger);
+    r.cpu_fault = e.trigger == k_cpu_fault && to == k_cpu && at == e.addr;
     r.from = from;
     r.to = to;
     r.addr = at;
@@ -200,12 +206,21 @@ void SmiReader::put(const DriverRecord& record) {
 std::size_t SmiReader::take(std::span<DriverRecord> out) {
   const std::lock_guard guard(lock_);
   std::size_t n = 0;
-  while (n < out.size() && tail_ != head_) {
-    const DriverRecord& r = ring_[tail_++ % k_ring];
-    if (r.kind == DriverRecord::Kind::moved && asked_since(r.addr, r.addr + r.bytes, r.time_ns)) continue;
+  for (; n < out.size() && tail_ != head_; ++tail_) {
+    const DriverRecord& r = ring_[tail_ % k_ring];
+    if (r.kind == DriverRecord::Kind::moved) {
+      const When when = asked(r.addr, r.addr + r.bytes, r.time_ns);
+      if (when == When::now) break;
+      if (when == When::since) continue;
+    }
     out[n++] = r;
   }
   return n;
+}
+
+bool SmiReader::has_records() const {
+  const std::lock_guard guard(lock_);
+  return tail_ != head_;
 }
 
 std::size_t SmiReader::take_unmapped(std::span<HostEvent> out) {
@@ -220,11 +235,15 @@ SmiStats SmiReader::stats() const {
   return stats_;
 }
 
-bool SmiReader::asked_since(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns, bool fresh) {
+SmiReader::When SmiReader::asked(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns, bool fresh) {
   const std::lock_guard guard(asked_lock_);
-  return std::any_of(asked_.begin(), asked_.end(), [&](const Asked& a) {
-    return a.begin < end && begin < a.end && (a.open || time_ns <= a.until_ns) && (a.fresh || !fresh);
-  });
+  When when = When::never;
+  for (const Asked& a : asked_) {
+    if (a.begin >= end || begin >= a.end || (fresh && !a.fresh)) continue;
+    if (a.open) return When::now;
+    if (time_ns <= a.until_ns) when = When::since;
+  }
+  return when;
 }
 
 SmiReader::Asking::Asking(SmiReader& reader, std::uintptr_t addr, std::size_t bytes, bool fresh) : reader_(reader) {
@@ -240,7 +259,7 @@ SmiReader::Asking::Asking(SmiReader& reader, std::uintptr_t addr, std::size_t by
 SmiReader::Asking::~Asking() {
   const std::uint64_t now = boottime_ns();
   const std::lock_guard guard(reader_.asked_lock_);
-  reader_.asked_[slot_].until_ns = now;
+  reader_.asked_[slot_].until_ns = refused_ ? 0 : now;
   reader_.asked_[slot_].open = false;
 }
 

@@ -5,7 +5,8 @@
 // makes of them waits in a ring. Where that is full, records are lost and counted, like lines that the driver dropped.
 //
 // A report may be older than what was asked of the driver since: books that follow what was asked would be led back. So who
-// asks says so with Asking, and reports about those addresses from before its end are passed over.
+// asks says so with Asking; reports about those addresses wait for its end, and those from before it are passed over. What
+// was refused may have been done in part: then the reports are all there is to know it by, and count.
 // Thread: read() one at a time (the event thread); take() one at a time (the device thread); the others any.
 #pragma once
 
@@ -50,7 +51,9 @@ class SmiReader {
   std::span<const int> fds() const { return fds_; }
   // Reads what is there, without waiting. Returns whether records were made.
   bool read();
+  // Those in front of the first that must wait for an Asking's end.
   std::size_t take(std::span<DriverRecord> out);
+  bool has_records() const;
   // Ranges that the CPU has unmapped while a GPU knew them, as HostEvents. Thread: as read().
   bool has_unmapped() const { return !unmapped_.empty(); }
   std::size_t take_unmapped(std::span<HostEvent> out);
@@ -58,7 +61,7 @@ class SmiReader {
   std::uint64_t rounds() const { return rounds_.load(std::memory_order_acquire); }
   SmiStats stats() const;
 
-  // While one lives, and of the time before its end, reports about [addr, addr + bytes) count for nothing.
+  // Reports about [addr, addr + bytes) from before its end count for nothing, unless it was refused.
   class Asking {
    public:
     // `fresh`: the memory there is new, and so reports that it was unmapped are old, too.
@@ -66,10 +69,12 @@ class SmiReader {
     ~Asking();
     Asking(const Asking&) = delete;
     Asking& operator=(const Asking&) = delete;
+    void refused() { refused_ = true; }
 
    private:
     SmiReader& reader_;
     std::size_t slot_;
+    bool refused_ = false;
   };
 
  private:
@@ -91,7 +96,9 @@ class SmiReader {
   void understand(const SmiEvent& event);
   void put(const DriverRecord& record);
   void put_moved(const SmiEvent& event, std::uint64_t took_ns);
-  bool asked_since(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns, bool fresh = false);
+  // Whether something was asked about these addresses after the time of a report.
+  enum class When : std::uint8_t { never, since, now };
+  When asked(std::uintptr_t begin, std::uintptr_t end, std::uint64_t time_ns, bool fresh = false);
   Processor processor_of(std::uint32_t gpu_id) const;
   void note_open(SmiKind kind, std::uint32_t gpu, std::uint64_t addr, std::uint64_t time_ns);
   bool close_open(SmiKind kind, std::uint32_t gpu, std::uint64_t addr, std::uint64_t* time_ns);

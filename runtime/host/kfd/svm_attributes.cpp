@@ -31,7 +31,7 @@ SvmAttributes::SvmAttributes(const Hsakmt& driver, std::vector<Gpu> gpus, std::u
                              std::function<void(const AttributeChange&)> report)
     : driver_(driver), gpus_(std::move(gpus)), cpu_node_(cpu_node), xnack_(xnack), report_(std::move(report)) {}
 
-bool SvmAttributes::allowed(Wish wish) {
+bool SvmAttributes::allowed(Wish wish, unsigned changes) {
   if (!may_be_refused(wish)) return true;
   const std::uint64_t now = steady_ns();
   const std::lock_guard guard(limit_lock_);
@@ -40,14 +40,15 @@ bool SvmAttributes::allowed(Wish wish) {
     tokens_ = std::min(k_burst, tokens_ + std::min(earned, k_burst));
     refilled_ns_ += earned * k_token_ns;
   }
-  if (tokens_ == 0) return false;
-  --tokens_;
+  if (tokens_ < changes) return false;
+  tokens_ -= changes;
   return true;
 }
 
-bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish) {
+bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish,
+                        bool is_allowed) {
   AttributeChange change{addr, bytes, attributes.front(), wish, Outcome::done, 0};
-  if (!allowed(wish)) {
+  if (!is_allowed) {
     change.outcome = Outcome::limited;
     (void)fail(HMMRT_ERROR_BUSY, "too many changes of attributes: at most %llu a second for the policy",
                static_cast<unsigned long long>(k_per_second));
@@ -90,22 +91,32 @@ SvmAttributes::Known& SvmAttributes::known(std::uintptr_t base) {
 
 bool SvmAttributes::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
   const PageMask fresh = pages - tied(base);
-  PageMask done;
+  if (fresh.none()) return true;
+  unsigned runs = 0;
+  fresh.for_each_run([&](unsigned, unsigned) { ++runs; });
+  const bool is_allowed = allowed(wish, runs);  // all or none of it
+  bool all = true;
   fresh.for_each_run([&](unsigned first, unsigned count) {
+    if (!all) return;
     List list;
     list.add(SvmAttr::preferred_location, cpu_node_);
     for (const Gpu& gpu : gpus_) list.add(SvmAttr::access_in_place, gpu.node);
     list.add(SvmAttr::prefetch_location, cpu_node_);
-    if (set(base + first * k_page_size, count * k_page_size, list.span(), wish)) done |= PageMask::range(first, count);
+    all = set(base + first * k_page_size, count * k_page_size, list.span(), wish, is_allowed);
   });
-  if (done.any()) {
+  if (!all && !is_allowed) return false;
+  Known copy;
+  {
     const std::lock_guard guard(lock_);
     Known& block = known(base);
-    if (block.tied.none()) ties_.fetch_add(1, std::memory_order_relaxed);
-    block.tied |= done;
+    if (all) {
+      if (block.tied.none()) ties_.fetch_add(1, std::memory_order_relaxed);
+      block.tied |= fresh;
+      return true;
+    }
+    copy = block;
   }
-  if (done == fresh) return true;
-  let_go(base, done);
+  (void)restore(base, fresh, copy, k_cpu, Wish::over);  // also of what was refused: part of it may be done
   return false;
 }
 
@@ -224,7 +235,11 @@ void SvmAttributes::reset(std::uintptr_t base, const PageMask& pages, bool gone)
     if (block.tied.any() && (block.tied - pages).none()) ties_.fetch_sub(1, std::memory_order_relaxed);
     block.tied = block.tied - pages;
     block.coarse = block.coarse - pages;
-    if (pages.full()) known_.erase(it);
+    const bool bare =
+        block.tied.none() && block.coarse.none() &&
+        std::all_of(block.preferred.begin(), block.preferred.end(), [](Processor p) { return p == k_no_processor; }) &&
+        std::all_of(block.accessed_by.begin(), block.accessed_by.end(), [](ProcessorSet s) { return s == 0; });
+    if (bare) known_.erase(it);
   }
   if (gone) return;
   constexpr unsigned k_driver_granularity = 9;

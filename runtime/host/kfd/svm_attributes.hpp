@@ -41,7 +41,7 @@ struct AttributeChange {
 
 class SvmAttributes {
  public:
-  static constexpr std::uint64_t k_per_second = 1000, k_burst = 200;
+  static constexpr std::uint64_t k_per_second = 1000, k_burst = 256;
 
   struct Gpu {
     std::uint32_t node = 0;
@@ -76,9 +76,12 @@ class SvmAttributes {
     Known() { preferred.fill(k_no_processor); }
   };
   std::uint32_t node_of(Processor p) const { return p == k_cpu ? cpu_node_ : gpus_[p - 1u].node; }
-  // Sets attributes[0..]; reports; the failure text is set when it returns false.
-  bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish);
-  bool allowed(Wish wish);
+  // Sets attributes[0..]; reports; the failure text is set when it returns false. A refusal may come when part is done.
+  bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish, bool is_allowed);
+  bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish) {
+    return set(addr, bytes, attributes, wish, allowed(wish, 1));
+  }
+  bool allowed(Wish wish, unsigned changes);
   // Sets what Known says of the pages, all of them on `where`, in runs that are alike.
   bool restore(std::uintptr_t base, const PageMask& pages, const Known& known, Processor where, Wish wish);
   Known& known(std::uintptr_t base);  // lock_ held

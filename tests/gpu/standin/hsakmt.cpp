@@ -238,7 +238,9 @@ HSAKMT_STATUS hsaKmtSVMSetAttr(void* at, HSAuint64 bytes, unsigned n, HSA_SVM_AT
     if (a.type > HSA_SVM_ATTR_GRANULARITY) return HSAKMT_STATUS_ERROR;
   }
   const auto begin = reinterpret_cast<std::uintptr_t>(at);
-  return g_driver.load()->set(begin, begin + bytes, all) == 0 ? HSAKMT_STATUS_SUCCESS : HSAKMT_STATUS_ERROR;
+  const int error = g_driver.load()->set(begin, begin + bytes, all);
+  if (fails("hsaKmtSVMSetAttr.done")) return HSAKMT_STATUS_ERROR;  // as the kernel fails, with some or all of it done
+  return error == 0 ? HSAKMT_STATUS_SUCCESS : HSAKMT_STATUS_ERROR;
 }
 HSAKMT_STATUS hsaKmtSVMGetAttr(void* at, HSAuint64 bytes, unsigned n, HSA_SVM_ATTRIBUTE* attributes) {
   MAY_FAIL;

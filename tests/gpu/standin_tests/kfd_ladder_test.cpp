@@ -76,12 +76,14 @@ TEST(GpuChild, DISABLED_insists_on_xnack) {
   EXPECT_NE(std::string(c.info().host_path).find("XNACK on"), std::string::npos);
 }
 TEST(GpuChild, DISABLED_cannot_have_xnack) {
-  try {
-    const hmmrt::context c({{"device", "gpu"}, {"xnack", "on"}, {"host_mirror", "kfd"}});
-    FAIL() << "there is none";
-  } catch (const hmmrt::error& e) {
-    EXPECT_EQ(e.code(), HMMRT_ERROR_NOT_SUPPORTED);
-    EXPECT_NE(std::string(e.what()).find("HSA_XNACK=1"), std::string::npos) << e.what();
+  for (const char* mirror : {"kfd", "auto"}) {
+    try {
+      const hmmrt::context c({{"device", "gpu"}, {"xnack", "on"}, {"host_mirror", mirror}});
+      FAIL() << "there is none";
+    } catch (const hmmrt::error& e) {
+      EXPECT_EQ(e.code(), HMMRT_ERROR_NOT_SUPPORTED);
+      EXPECT_NE(std::string(e.what()).find("HSA_XNACK=1"), std::string::npos) << e.what();
+    }
   }
 }
 TEST(GpuChild, DISABLED_insists_on_kfd) {

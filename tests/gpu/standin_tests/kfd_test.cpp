@@ -225,7 +225,7 @@ TEST_F(Kfd, options_that_cannot_be_are_refused) {
   EXPECT_API_ERROR(create("gpu:7", "kfd"), HMMRT_ERROR_INVALID_DEVICE, "7");
 }
 
-// ---- what a review found --------------------------------------------------------------------------------------------
+// ---- what reviews found --------------------------------------------------------------------------------------------
 
 TEST_F(Kfd, the_end_of_one_context_leaves_another_whole) {
   Buffer b(context(), k_block / 4);
@@ -359,6 +359,116 @@ TEST_F(Kfd, small_allocations_in_one_block_are_followed_apart) {
   (void)stats();
   EXPECT_EQ(second.stats().bytes_resident_device, second.bytes());
   EXPECT_EQ(second[7], 2u);
+}
+
+TEST_F(Kfd, a_prefetch_ends_a_tie_first) {
+  for (const char* policy : {"adaptive", "remote"}) {
+    open({{"policy", policy}});
+    Buffer b(context(), k_block / 4);
+    for (auto& v : b) v = 0;
+    const hmmrt::stream s(context());
+    if (policy == std::string("adaptive")) {
+      ASSERT_LT(quarrel(s, b), 200);
+    }
+    add_one(s, b);
+    (void)stats();
+    b.prefetch(0);
+    EXPECT_EQ(hmmrt_standin_where(b.data()), k_gpu) << policy;
+    EXPECT_EQ(b.stats().bytes_resident_device, b.bytes()) << policy;
+    EXPECT_EQ(stats().hints_without_effect, 0u) << policy;
+  }
+}
+
+// The kernel does what it can of a change, and then says that it failed.
+TEST_F(Kfd, what_is_refused_after_it_was_done_is_undone_or_known) {
+  Buffer b(context(), 2 * k_block / 4);
+  for (auto& v : b) v = 1;
+  setenv("HMMRT_TEST_KFD_FAIL", "hsaKmtSVMSetAttr.done", 1);
+  EXPECT_NE(hmmrt_pin(handle(), b.data(), k_block), HMMRT_SUCCESS);
+  unsetenv("HMMRT_TEST_KFD_FAIL");
+  EXPECT_EQ(hmmrt_standin_attributes(b.data()).preferred, k_undefined);
+  EXPECT_EQ(hmmrt_standin_attributes(b.data()).in_place & 1u << k_gpu, 0u);
+  setenv("HMMRT_TEST_KFD_FAIL", "hsaKmtSVMSetAttr.done", 1);
+  b.prefetch(0);
+  unsetenv("HMMRT_TEST_KFD_FAIL");
+  EXPECT_EQ(hmmrt_standin_where(b.data()), k_gpu);
+  EXPECT_EQ(b.stats().bytes_resident_device, b.bytes());
+  for (const std::uint32_t v : b) ASSERT_EQ(v, 1u);
+}
+
+TEST_F(Kfd, a_hole_that_nobody_told_of_costs_its_own_block_only) {
+  Mapping m(9 * k_block);
+  std::memset(m.get(), 5, 9 * k_block);
+  context().register_memory(m.get(), 9 * k_block);
+  ASSERT_EQ(m.unmap(5 * k_block, k_page), 0);
+  hmmrt::check(hmmrt_prefetch(handle(), m.get(), 9 * k_block, 0, nullptr));
+  EXPECT_EQ(hmmrt_standin_where(m.get()), k_gpu);
+  EXPECT_EQ(hmmrt_standin_where(m.get() + 8 * k_block), k_gpu);
+  EXPECT_EQ(stats().hints_without_effect, 1u);
+}
+
+TEST_F(Kfd, a_move_between_gpus_is_no_fault_of_the_cpus) {
+  open({{"device", "gpu:0,gpu:1"}});
+  Buffer b(context(), k_block / 4);
+  b.prefetch(0);  // the CPU never touched it
+  const hmmrt::stream s0(context(), 0), s1(context(), 1);
+  for (int i = 0; i < 6; ++i) {
+    add_one(i % 2 == 0 ? s1 : s0, b);
+    (void)stats();
+  }
+  EXPECT_EQ(stats().cpu_faults, 0u);
+  EXPECT_EQ(hmmrt_standin_counts().cpu_faults, 0u);
+  EXPECT_GT(stats().device_faults, 0u);
+}
+
+TEST_F(Kfd, one_fault_that_brings_many_blocks_home_is_one) {
+  Buffer b(context(), 32 * k_block / 4);
+  for (std::size_t i = 0; i < b.size(); i += 1024) b[i] = 1;
+  HSA_SVM_ATTRIBUTE coarse[] = {{HSA_SVM_ATTR_PREFETCH_LOC, k_gpu}, {HSA_SVM_ATTR_GRANULARITY, 12}};
+  ASSERT_EQ(hsaKmtSVMSetAttr(b.data(), b.bytes(), 2, coarse), HSAKMT_STATUS_SUCCESS);
+  (void)stats();
+  const auto counted = stats().cpu_faults, theirs = hmmrt_standin_counts().cpu_faults;
+  std::size_t first = 0;  // of 8 blocks that move together
+  while (reinterpret_cast<std::uintptr_t>(b.data() + first) % (8 * k_block) != 0) first += k_block / 4;
+  b[first] += 1;
+  EXPECT_EQ(hmmrt_standin_where(b.data() + first + k_block / 4), k_system);
+  EXPECT_EQ(stats().cpu_faults - counted, hmmrt_standin_counts().cpu_faults - theirs);
+}
+
+TEST_F(Kfd, statistics_wait_for_everything_that_was_reported) {
+  open({{"arena_bytes", "640M"}});
+  Buffer b(context(), 300 * (k_block / 4));
+  for (std::size_t i = 0; i < b.size(); i += k_block / 4) b[i] = 1;
+  HSA_SVM_ATTRIBUTE away{HSA_SVM_ATTR_PREFETCH_LOC, k_gpu};
+  ASSERT_EQ(hsaKmtSVMSetAttr(b.data(), b.bytes(), 1, &away), HSAKMT_STATUS_SUCCESS);
+  const std::uint64_t at_once = stats().pages_to_device;
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_EQ(stats().pages_to_device, at_once);
+}
+
+TEST_F(Kfd, memory_unmapped_while_it_was_tied_is_left_alone) {
+  Mapping m(4 * k_block);
+  std::memset(m.get(), 0, 4 * k_block);
+  const auto first = (reinterpret_cast<std::uintptr_t>(m.get()) + 2 * k_block - 1) & ~(k_block - 1);
+  auto* const p = reinterpret_cast<std::uint32_t*>(first);
+  context().register_memory(m.get(), 4 * k_block);
+  const hmmrt::stream s(context());
+  const auto use = [&] {
+    s.launch("add", 1, AddOne{hmmrt::gptr<std::uint32_t>(p)});
+    s.synchronize();
+  };
+  for (int rounds = 0; stats().pins == 0; ++rounds) {
+    ASSERT_LT(rounds, 200);
+    use();
+    p[1] += 1;
+  }
+  use();  // in place, so that the driver tells of the end
+  const std::uint64_t refused = stats().attribute_changes_refused;
+  ASSERT_EQ(m.unmap(static_cast<std::size_t>(reinterpret_cast<char*>(p) - reinterpret_cast<char*>(m.get())), k_block),
+            0);
+  (void)stats();
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  EXPECT_EQ(stats().attribute_changes_refused, refused);
 }
 
 TEST(GpuChild, DISABLED_statistics_at_exit) {
