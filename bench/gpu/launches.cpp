@@ -44,7 +44,7 @@ void launches(const Plan& plan, Report& report) {
   stream.synchronize();
   const hmmrt_stats_t before = context.stats();
   std::uint64_t done = 0;
-  for (const bool waited_for : {true, false}) {
+  const auto measure = [&](const char* name, bool waited_for, const char* what) {
     const Pairs pairs = alternate(
         plan.repeats,
         [&] {
@@ -64,11 +64,13 @@ void launches(const Plan& plan, Report& report) {
               },
               [&] { stream.synchronize(); });
         });
-    report.add(added(
-        waited_for ? "gpu_launch_and_wait_added" : "gpu_launch_added", "us", pairs, plan.target(value_at_most(10)),
-        waited_for ? "launch and synchronize, one at a time; ceiling: the vendor's, which this is more than"
-                   : "of many before one synchronize; ceiling: the vendor's, which this is more than"));
-  }
+    report.add(added(name, "us", pairs, plan.target(value_at_most(10)),
+                     std::string(what) + "; ceiling: the vendor's, which this is more than"));
+  };
+  measure("gpu_launch_and_wait_added", true, "launch and synchronize, one at a time");
+  measure("gpu_launch_added", false, "of many before one synchronize");
+  check(hmmrt_stream_attach(context.stream(), p, bytes), "hmmrt_stream_attach");
+  measure("gpu_launch_attached_added", true, "launch of what is attached, and synchronize");
   plan.expect(bytes_migrated(context.stats()) - bytes_migrated(before), 0, "a resident launch");
   if (p[k_items - 1] != static_cast<std::uint32_t>(done)) throw Error("a launch was lost");
   context.free(p);
