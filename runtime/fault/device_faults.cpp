@@ -267,7 +267,9 @@ void FaultService::leave_old_places(std::uintptr_t addr, std::size_t bytes) {
     house_.space.for_each_block(addr, bytes, [&](Block& block, const PageMask& pages) {
       for (unsigned round = 0; round < k_rounds; ++round) {
         const DevicePart* part = block.part(p);
-        const PageMask away = part != nullptr ? part->resident & pages & block.valid : PageMask{};
+        if (part == nullptr) return;
+        // What has been discarded or moved on since is settled when the claim ends.
+        const PageMask away = still_wanted(block, part->resident & pages & block.valid);
         if (away.none()) return;
         steer(block, k_cpu, away, {}, Cause::coherence, false);
         if (round == 0) continue;
