@@ -32,8 +32,12 @@ namespace hmmrt::detail {
 #else
   const auto e = cudaMemcpyToSymbol(offset, &value, sizeof value, 0, cudaMemcpyHostToDevice);
 #endif
-  if (cached && e == HMMRT_GPU(Success)) set[device] = value;
-  return static_cast<int>(e);
+  if (e != HMMRT_GPU(Success)) return static_cast<int>(e);
+  // CUDA may have returned when it had only read `value`.
+  if (const auto late = HMMRT_GPU(StreamSynchronize)(nullptr); late != HMMRT_GPU(Success))
+    return static_cast<int>(late);
+  if (cached) set[device] = value;
+  return 0;
 }
 
 template <class F>

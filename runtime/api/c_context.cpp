@@ -152,6 +152,7 @@ hmmrt_result_t hmmrt_context_create(const hmmrt_context_desc_t* desc, hmmrt_cont
     const std::shared_lock guard(lifecycle_lock());
     std::unique_ptr<Context> made;
     if (const Status s = Context::create(std::move(settings), &made); !s.ok()) return s;
+    watch_exit(made->settings().device != "soft");
     const std::uintptr_t handle = HandleTable::instance().put(std::move(made));
     if (handle == 0) return fail(HMMRT_ERROR_OUT_OF_MEMORY, "hmmrt_context_create: no room for another handle");
     *context = to_handle<hmmrt_context_t>(handle);

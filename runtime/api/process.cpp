@@ -59,7 +59,7 @@ void after_fork_in_parent() {
 void after_fork_in_child() { g_forked.store(true, std::memory_order_relaxed); }
 
 void at_exit() {
-  if (g_forked.load(std::memory_order_relaxed) || in_kernel()) return;
+  if (g_forked.load(std::memory_order_relaxed) || in_kernel() || frozen_at_exit) return;
   g_exiting.store(true, std::memory_order_relaxed);
   // The uses are kept, in a vector that nobody destroys: so nobody may destroy the contexts from here on.
   static std::vector<Use<Context>>& alive =
@@ -68,10 +68,10 @@ void at_exit() {
   std::vector<Context*> stuck;
   for (Use<Context>& context : alive) {
     // From a host function, its own stream would be waited for.
-    if (!t_in_host_function && !context->wait_idle(deadline)) {
-      log::warn("the process exits while a kernel or host function still runs; it is left where it is");
-      stuck.push_back(context.get());
-    }
+    if (!t_in_host_function && context->wait_idle(deadline)) continue;
+    stuck.push_back(context.get());
+    if (t_in_host_function) continue;
+    log::warn("the process exits while a kernel or host function still runs; it is left where it is");
   }
   const std::shared_lock guard(lifecycle_lock());  // a fork may be in progress
   for (Use<Context>& context : alive) {
@@ -97,10 +97,17 @@ void watch_process() {
     (void)frozen();
     (void)lifecycle_lock();
     (void)pthread_atfork(&before_fork, &after_fork_in_parent, &after_fork_in_child);
-    (void)std::atexit(&at_exit);
     return true;
   }();
   (void)done;
+}
+
+void watch_exit(bool with_gpus) {
+  // What is registered later runs earlier: before the end of a vendor's runtime, which was loaded for the context.
+  const auto watch = [] { (void)std::atexit(&at_exit); };
+  static std::once_flag any, loaded;
+  std::call_once(any, watch);
+  if (with_gpus) std::call_once(loaded, watch);
 }
 
 Status check_caller(const char* function, AtExit at_exit) {

@@ -12,8 +12,9 @@
 
 namespace hmmrt {
 
-// Installs the handlers, once.
+// Installs the handlers: before the first context is made; and, for exit, after one is.
 void watch_process();
+void watch_exit(bool with_gpus);
 // Held (shared) while a context is made or torn down: fork waits for it.
 std::shared_mutex& lifecycle_lock();
 

@@ -161,11 +161,12 @@ class Device {
   // --- frames ---------------------------------------------------------------------------------------------------
   // Fills `frames[i]` for each page i of `pages`, of the block at `base`, with a free frame, as contiguous and 2
   // MiB-aligned as free memory allows (a full mask gets one 2 MiB frame when there is one). All or nothing: returns false,
-  // and changes nothing, when fewer frames are free. Contents are undefined; zero_frames() clears. `frames` has 512 entries.
+  // and changes nothing, when fewer frames are free. Contents are undefined; zero_frames() clears, or says that it did not.
+  // `frames` has 512 entries.
   virtual bool allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) = 0;
   virtual void free_frames(const PageMask& pages, const Frame* frames) = 0;
   virtual std::uint64_t free_frame_count() const = 0;
-  virtual void zero_frames(const PageMask& pages, const Frame* frames) = 0;
+  [[nodiscard]] virtual bool zero_frames(const PageMask& pages, const Frame* frames) = 0;
   // Devices that are `placed` keep managed memory at one constant offset, so that what they hold at a time lies within a
   // window as large as their memory. Puts [begin, end) into it: `now`; `once_empty`: every frame must be freed first,
   // then ask again; `never`: it is larger than the device.
@@ -183,6 +184,10 @@ class Device {
   // True: no access is in flight, or will start, through a translation removed or narrowed before the call. False: after
   // timeout_ns some access was still in flight (it may be stuck in a CPU fault on a `host` target); call again.
   virtual bool quiesce(std::uint64_t timeout_ns) = 0;
+  // For a wait in several calls, which has an end however much is launched meanwhile: the launches so far, and a quiesce()
+  // that waits for no later ones. Devices without retryable_faults.
+  virtual std::uint64_t launches() const { return 0; }
+  virtual bool quiesce_launches(std::uint64_t timeout_ns, std::uint64_t /*launches*/) { return quiesce(timeout_ns); }
   // How often unmap(), or map() with less, has taken something away. Devices without retryable_faults.
   virtual std::uint64_t unmaps() const { return 0; }
 

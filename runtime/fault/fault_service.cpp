@@ -93,6 +93,8 @@ void FaultService::refresh_rights(std::uintptr_t addr, std::size_t bytes) {
           const PageMask no_access = rights == Rights::none ? mine : PageMask{};
           const PageMask read_only = rights == Rights::read ? mine : PageMask{};
           const PageMask narrowed = (no_access - block.no_access) | (read_only - block.read_only);
+          // A device that cannot refuse a write may have written to its copy.
+          collapse_to_cpu(house, block, (block.read_only & mine) - read_only);
           block.no_access = (block.no_access - mine) | no_access;
           block.read_only = (block.read_only - mine) | read_only;
           take_away(house, block, narrowed);

@@ -73,7 +73,8 @@ void remove_translations(House& house, Block& block, Choose&& choose) {
   }
   for (Processor p = 1; p <= house.device_count; ++p) {
     if ((stale & set_of(p)) == 0) continue;
-    while (!house.device(p).quiesce(k_stall_ns)) {
+    const std::uint64_t launches = house.device(p).launches();
+    while (!house.device(p).quiesce_launches(k_stall_ns, launches)) {
       if (house.while_stalled != nullptr) house.while_stalled(house.stalled_argument);
     }
   }

@@ -190,7 +190,7 @@ void copy_to_device(House& house, Work& w) {
   if (w.move.outcome.done.any()) house.host.copy(w.move);
   if (w.dup.outcome.done.any()) house.host.copy(w.dup);
   const PageMask fresh = (w.move.outcome.not_populated | w.dup.outcome.not_populated) & w.allocated;
-  if (fresh.any()) device.zero_frames(fresh, w.frames.data());
+  if (fresh.any() && !device.zero_frames(fresh, w.frames.data())) w.uncleared = fresh;
   if (w.from_peer.none()) return;
   const DevicePart& from = *w.block->part(w.peer);
   std::array<CopyRun, 64> runs;
@@ -216,6 +216,17 @@ void copy_to_device(House& house, Work& w) {
 
 void finish_copy_to_device(House& house, Work& w) {
   Block& b = *w.block;
+  if (w.uncleared
+          .any()) {  // what the frames held before is nobody's business: they stay untouched, as the CPU has them
+    const DeliveryGuard guard(house.gate);
+    for (Transfer* t : {&w.move, &w.dup}) {
+      const PageMask mine = t->outcome.not_populated & w.uncleared;
+      t->outcome.not_populated = t->outcome.not_populated - mine;
+      if (t == &w.move) b.set_on_cpu(still_wanted(b, mine), true);
+    }
+    w.refused |= w.uncleared;
+    free_allocated(house, w, w.uncleared);
+  }
   for (Transfer* t : {&w.move, &w.dup}) {
     if (t->outcome.done.none() || house.host.finish_copy(*t)) continue;
     const PageMask taken = t->outcome.taken();

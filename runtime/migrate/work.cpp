@@ -16,8 +16,9 @@ void reset(Work& w) {
   w.cause = Cause::fault;
   w.happened = false;
   w.reason = Reason::none;
-  for (PageMask* m : {&w.pages, &w.duplicate, &w.remote, &w.write, &w.atomic, &w.faulted, &w.satisfied, &w.full,
-                      &w.refused, &w.pinned, &w.forbidden, &w.gone, &w.moved, &w.allocated, &w.from_peer}) {
+  for (PageMask* m :
+       {&w.pages, &w.duplicate, &w.remote, &w.write, &w.atomic, &w.faulted, &w.satisfied, &w.full, &w.refused,
+        &w.uncleared, &w.pinned, &w.forbidden, &w.gone, &w.moved, &w.allocated, &w.from_peer}) {
     *m = PageMask{};
   }
   for (Transfer* t : {&w.move, &w.dup}) {

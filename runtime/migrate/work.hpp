@@ -36,6 +36,7 @@ struct Work {
   PageMask satisfied;  // translated, or delivered, as wanted
   PageMask full;       // no frame could be had
   PageMask refused;    // busy: try again
+  PageMask uncleared;  // frames that should have been, and hold what was there before
   PageMask pinned;     // must stay where it is and cannot be mapped remotely
   PageMask forbidden;  // the CPU's mapping gives no such rights
   PageMask gone;       // no longer mapped by the application

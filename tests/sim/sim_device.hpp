@@ -31,7 +31,7 @@ class SimDevice final : public Device {
   }
   void free_frames(const PageMask& pages, const Frame* frames) override { soft_.free_frames(pages, frames); }
   std::uint64_t free_frame_count() const override { return soft_.free_frame_count(); }
-  void zero_frames(const PageMask& pages, const Frame* frames) override { soft_.zero_frames(pages, frames); }
+  bool zero_frames(const PageMask& pages, const Frame* frames) override { return soft_.zero_frames(pages, frames); }
   std::byte* frame_address(Frame frame) override { return soft_.frame_address(frame); }
   void map(std::uintptr_t base, std::span<const MapSpan> spans) override {
     scheduler_.maybe_yield();

@@ -73,8 +73,9 @@ class ModelDevice final : public test::IdleDevice {
     const std::lock_guard guard(lock_);
     return free_.size();
   }
-  void zero_frames(const PageMask& pages, const Frame* frames) override {
+  bool zero_frames(const PageMask& pages, const Frame* frames) override {
     pages.for_each([&](unsigned page) { words[frames[page]] = 0; });
+    return true;
   }
   void map(std::uintptr_t base, std::span<const MapSpan>) override { records_.add(base, "map"); }
   PageMask unmap(std::uintptr_t base, const PageMask& pages) override { return records_.add(base, "unmap"), pages; }

@@ -37,8 +37,9 @@ class FakeDevice final : public IdleDevice {
   bool allocate_frames(std::uintptr_t, const PageMask&, Frame*) override { return false; }
   void free_frames(const PageMask&, const Frame*) override {}
   std::uint64_t free_frame_count() const override { return 0; }
-  void zero_frames(const PageMask& pages, const Frame* frames) override {
+  bool zero_frames(const PageMask& pages, const Frame* frames) override {
     pages.for_each([&](unsigned i) { memset(frame(frames[i]), 0, k_page_size); });
+    return true;
   }
   std::byte* frame_address(Frame f) override { return addressable_ ? frame(f) : nullptr; }
   void map(std::uintptr_t, std::span<const MapSpan>) override {}

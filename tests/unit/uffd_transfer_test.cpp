@@ -96,7 +96,7 @@ TEST_P(UffdTransfer, wholly_untouched_block_copies_nothing) {
   ASSERT_TRUE(w.run_transfer(t));
   EXPECT_TRUE(t.outcome.not_populated.full());
   EXPECT_TRUE(t.copied.none());
-  w.device.zero_frames(PageMask::all(), w.frames());
+  ASSERT_TRUE(w.device.zero_frames(PageMask::all(), w.frames()));
   memset(w.frame(3), 0x33, k_page_size);
   EXPECT_TRUE(w.to_host(PageMask::all()).done.full());
   EXPECT_TRUE(all_bytes(w.page(3), 0x33));

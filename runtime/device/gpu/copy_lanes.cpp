@@ -67,8 +67,8 @@ bool CopyLanes::copy_from_peer(const CopyRun& run) {
 bool CopyLanes::copy_directly(std::span<const CopyRun> runs) {
   return std::all_of(runs.begin(), runs.end(), [&](const CopyRun& run) {
     switch (run.kind) {
-      case CopyKind::host_to_device:
-        return GPU(Memcpy)(address(run.frame), run.host, bytes_of(run), k_to_device) == k_success;
+      case CopyKind::host_to_device:  // CUDA may return when it has only read the source
+        return GPU(Memcpy)(address(run.frame), run.host, bytes_of(run), k_to_device) == k_success && finish(nullptr);
       case CopyKind::device_to_host:
         return GPU(Memcpy)(run.host, address(run.frame), bytes_of(run), k_to_host) == k_success;
       case CopyKind::peer_to_device:

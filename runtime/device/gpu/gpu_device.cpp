@@ -19,9 +19,15 @@ std::uint64_t steady_ns() {
   return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
 
-// All devices of this process.
-std::mutex g_devices_lock;
-std::vector<GpuDevice*> g_devices;
+// All devices of this process. Never destroyed: the library's own handler at exit comes later than a module's destructors.
+struct Devices {
+  std::mutex lock;
+  std::vector<GpuDevice*> all;
+};
+Devices& devices() {
+  static Devices& known = *std::make_unique<Devices>().release();
+  return known;
+}
 
 }  // namespace
 
@@ -51,15 +57,16 @@ Error GpuDevice::open() {
   pool_ = static_cast<std::byte*>(pool);
   frames_ = bytes / k_page_size;
   mapped_.resize(bytes / k_block_size);
+  in_use_.resize(bytes / k_block_size);
   describe_itself();
   if (const Error e = lanes_.open({pool_, static_cast<int>(config_.ordinal)}); e != k_success) return e;
-  const std::lock_guard guard(g_devices_lock);
-  for (GpuDevice* other : g_devices) {
+  const std::lock_guard guard(devices().lock);
+  for (GpuDevice* other : devices().all) {
     if (config_.peers == nullptr || other->config_.peers != config_.peers) continue;
     meet(*other);
     other->meet(*this);
   }
-  g_devices.push_back(this);
+  devices().all.push_back(this);
   return k_success;
 }
 
@@ -92,9 +99,9 @@ void GpuDevice::describe_itself() {
 
 GpuDevice::~GpuDevice() {
   {
-    const std::lock_guard guard(g_devices_lock);
-    std::erase(g_devices, this);
-    for (GpuDevice* other : g_devices) {
+    const std::lock_guard guard(devices().lock);
+    std::erase(devices().all, this);
+    for (GpuDevice* other : devices().all) {
       if (config_.peers != nullptr && other->config_.peers == config_.peers) {
         other->lanes_.set_peer(device_processor(config_.index), {});
       }
@@ -131,19 +138,26 @@ GpuDevice::Mapped* GpuDevice::local(std::uintptr_t base) {
 bool GpuDevice::allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) {
   const std::lock_guard guard(table_);
   if (local(base) == nullptr) return false;
-  const auto first = static_cast<Frame>((base - window_) >> k_page_shift);
+  const std::uintptr_t block = (base - window_) >> k_block_shift;
+  if (in_use_[block].intersects(pages)) return false;
+  in_use_[block] |= pages;
+  const auto first = static_cast<Frame>(block * k_block_pages);
   pages.for_each([&](unsigned page) { frames[page] = first + page; });
   used_.fetch_add(pages.count(), std::memory_order_relaxed);
   return true;
 }
 
-void GpuDevice::free_frames(const PageMask& pages, const Frame*) {
+void GpuDevice::free_frames(const PageMask& pages, const Frame* frames) {
+  const std::lock_guard guard(table_);
+  pages.for_each([&](unsigned page) { in_use_[frames[page] / k_block_pages].clear(frames[page] % k_block_pages); });
   used_.fetch_sub(pages.count(), std::memory_order_relaxed);
 }
 
-void GpuDevice::zero_frames(const PageMask& pages, const Frame* frames) {
+bool GpuDevice::zero_frames(const PageMask& pages, const Frame* frames) {
   const Current current = use();
-  if (!lanes_.zero(pages, frames)) break_down("device memory could not be cleared", GPU(GetLastError)());
+  if (lanes_.zero(pages, frames)) return true;
+  break_down("device memory could not be cleared", GPU(GetLastError)());
+  return false;
 }
 
 GpuDevice::Reach GpuDevice::reach(std::uintptr_t begin, std::uintptr_t end) {
@@ -163,49 +177,54 @@ GpuDevice::Reach GpuDevice::reach(std::uintptr_t begin, std::uintptr_t end) {
 
 // ---- page table -----------------------------------------------------------------------------------------------------
 
-bool GpuDevice::pin(Remote& remote, std::uintptr_t base, unsigned first, unsigned count, std::byte* host) {
-  std::vector<std::shared_ptr<HostPin>> pins;
-  if (host == reinterpret_cast<std::byte*>(base + first * k_page_size)) {
-    pins = take_pins(host, count * k_page_size, &pin_error_);
+// Those of the pages that are pinned after it. The block's claim keeps everybody else from pinning them.
+PageMask GpuDevice::pin(std::uintptr_t base, const PageMask& pages, const MapSpan& span) {
+  PageMask missing = pages;
+  {
+    const std::lock_guard guard(remote_lock_);
+    for (const Pinned& p : remote_[base].pinned) missing = missing - PageMask::range(p.first, p.count);
   }
-  if (pins.empty()) {
-    holds_less_.store(true, std::memory_order_relaxed);
-    return false;
-  }
-  for (std::shared_ptr<HostPin>& pin : pins) {
-    const std::size_t from = reinterpret_cast<std::uintptr_t>(pin->host) - base;
-    remote.pinned.push_back({static_cast<std::uint16_t>(from >> k_page_shift),
-                             static_cast<std::uint16_t>(pin->bytes >> k_page_shift), std::move(pin)});
-  }
-  return true;
+  PageMask refused;
+  missing.for_each_run([&](unsigned first, unsigned count) {
+    std::byte* const host = span.host + (first - span.first) * k_page_size;
+    std::vector<std::shared_ptr<HostPin>> pins;
+    std::string why = "it is not where it was";
+    if (host == reinterpret_cast<std::byte*>(base + first * k_page_size)) {
+      pins = take_pins(host, count * k_page_size, &why);
+    }
+    const std::lock_guard guard(remote_lock_);
+    pin_error_ = pins.empty() ? why : "";
+    if (pins.empty()) refused |= PageMask::range(first, count);
+    for (std::shared_ptr<HostPin>& pin : pins) {
+      const std::size_t from = reinterpret_cast<std::uintptr_t>(pin->host) - base;
+      remote_[base].pinned.push_back({static_cast<std::uint16_t>(from >> k_page_shift),
+                                      static_cast<std::uint16_t>(pin->bytes >> k_page_shift), std::move(pin)});
+    }
+  });
+  return pages - refused;
 }
 
 void GpuDevice::map(std::uintptr_t base, std::span<const MapSpan> spans) {
   const Current current = use();
   for (const MapSpan& span : spans) {
     const PageMask pages = PageMask::range(span.first, span.count);
+    PageMask mapped;
     bool less = false;
     if (span.target == Target::host) {
+      mapped = pin(base, pages, span);
       const std::lock_guard guard(remote_lock_);
-      Remote& remote = remote_[base];
-      PageMask missing = pages;
-      for (const Pinned& p : remote.pinned) missing = missing - PageMask::range(p.first, p.count);
-      PageMask refused;
-      missing.for_each_run([&](unsigned first, unsigned count) {
-        std::byte* host = span.host + (first - span.first) * k_page_size;
-        if (!pin(remote, base, first, count, host)) refused |= PageMask::range(first, count);
-      });
-      less = refused.any();  // the caller takes them for mapped
-      const PageMask mapped = pages - refused;
       const std::lock_guard table(table_);
-      less = give(remote.mapped, mapped, span.rights) || less;
+      less = give(remote_[base].mapped, mapped, span.rights);
     } else if (span.target == Target::frames) {
       const std::lock_guard table(table_);
-      Mapped* mapped = local(base);
-      if (mapped == nullptr) continue;
-      less = give(*mapped, pages, span.rights);
+      Mapped* const here = local(base);
+      // What an mremap brought is at the place of the address that it had before.
+      if (here != nullptr && span.frame == ((base - window_) >> k_page_shift) + span.first) mapped = pages;
+      if (here != nullptr) less = give(*here, mapped, span.rights);
     }
-    if (less) unmaps_.fetch_add(1, std::memory_order_acq_rel);
+    // The caller takes all of them for mapped.
+    if (mapped != pages) holds_less_.store(true, std::memory_order_relaxed);
+    if (less || mapped != pages) unmaps_.fetch_add(1, std::memory_order_acq_rel);
   }
 }
 
@@ -217,12 +236,12 @@ PageMask GpuDevice::unmap(std::uintptr_t base, const PageMask& pages) {
     unmaps_.fetch_add(1, std::memory_order_acq_rel);
   }
   PageMask unpinned;
-  written |= unmap_remote(base, pages, pages, &unpinned) & pages;
+  written |= unmap_remote(base, pages, pages, &unpinned, this) & pages;
   if (unpinned.none()) return written;
-  const std::lock_guard guard(g_devices_lock);
-  for (GpuDevice* other : g_devices) {  // who shares the pins lets go, too
+  const std::lock_guard guard(devices().lock);
+  for (GpuDevice* other : devices().all) {  // who shares the pins lets go, too
     PageMask theirs;
-    if (other != this) (void)other->unmap_remote(base, unpinned, {}, &theirs);
+    if (other != this) (void)other->unmap_remote(base, unpinned, {}, &theirs, this);
   }
   return written;
 }
@@ -242,8 +261,8 @@ PageMask GpuDevice::take(Mapped& mapped, const PageMask& pages) {
 
 // Unmaps pages of the system's, and whatever is pinned together with them; of that, the caller knows of what it `asked` for.
 // Returns what was writable; *unpinned: what will not be pinned any more.
-PageMask GpuDevice::unmap_remote(std::uintptr_t base, const PageMask& pages, const PageMask& asked,
-                                 PageMask* unpinned) {
+PageMask GpuDevice::unmap_remote(std::uintptr_t base, const PageMask& pages, const PageMask& asked, PageMask* unpinned,
+                                 const GpuDevice* cause) {
   PageMask written;
   {
     const std::lock_guard remote_guard(remote_lock_);
@@ -261,71 +280,66 @@ PageMask GpuDevice::unmap_remote(std::uintptr_t base, const PageMask& pages, con
     if (before.intersects(gone - asked)) holds_less_.store(true, std::memory_order_relaxed);
   }
   if (unpinned->none()) return written;
-  std::uint64_t number = 0;
-  {
-    const std::lock_guard guard(start_);  // a launch that saw the pages mapped has its number
-    number = kernels_;
-  }
+  const std::uint64_t number = launches();  // a launch that saw the pages mapped has been counted
   const std::lock_guard remote_guard(remote_lock_);
   std::erase_if(remote_[base].pinned, [&](const Pinned& p) {
     if (!PageMask::range(p.first, p.count).intersects(pages)) return false;
-    stale_.push_back({number, p});
+    stale_.push_back({number, p, cause});
     return true;
   });
   return written;
 }
 
-bool GpuDevice::quiesce(std::uint64_t timeout_ns) {
-  if (!finish_kernels(timeout_ns)) return false;
-  const std::lock_guard guard(g_devices_lock);
-  return std::all_of(g_devices.begin(), g_devices.end(), [&](GpuDevice* other) {
-    return other == this || !other->has_stale() || other->finish_kernels(timeout_ns);
+bool GpuDevice::quiesce_launches(std::uint64_t timeout_ns, std::uint64_t launches) {
+  if (!finish_kernels(timeout_ns, launches)) return false;
+  // Kernels of others may be using pages whose pins they shared.
+  const std::lock_guard guard(devices().lock);
+  return std::all_of(devices().all.begin(), devices().all.end(), [&](GpuDevice* other) {
+    const std::uint64_t last = other == this ? 0 : other->last_stale(this);
+    return last == 0 || other->finish_kernels(timeout_ns, last);
   });
 }
 
-bool GpuDevice::has_stale() {
+// The last kernel that may be using what `cause` has unmapped here.
+std::uint64_t GpuDevice::last_stale(const GpuDevice* cause) {
   const std::lock_guard guard(remote_lock_);
-  return !stale_.empty();
+  std::uint64_t last = 0;
+  for (const Stale& stale : stale_) {
+    if (stale.cause == cause) last = std::max(last, stale.number);
+  }
+  return last;
 }
 
-// Waits for the kernels that have started, and lets go of what only they could be using.
-bool GpuDevice::finish_kernels(std::uint64_t timeout_ns) {
+// Forgets kernels that have ended. start_ held.
+void GpuDevice::reap() {
+  std::erase_if(in_flight_, [&](const Kernel& kernel) {
+    if (GPU(EventQuery)(kernel.done) == k_not_ready) return false;
+    spare_events_.push_back(kernel.done);
+    return true;
+  });
+}
+
+// Waits for kernels up to `number`, and lets go of what only they could be using.
+bool GpuDevice::finish_kernels(std::uint64_t timeout_ns, std::uint64_t number) {
   const Current current = use();
-  std::uint64_t number = 0;
   const std::uint64_t deadline = timeout_ns == 0 ? ~std::uint64_t{0} : steady_ns() + timeout_ns;
-  bool waited_long = false;
   for (unsigned spins = 0;; ++spins) {
-    {
-      const std::lock_guard guard(start_);
-      if (number == 0) number = kernels_;
-      bool busy = false;
-      for (auto it = in_flight_.begin(); it != in_flight_.end();) {
-        const bool ended = GPU(EventQuery)(it->done) != k_not_ready;
-        busy = busy || (!ended && it->number <= number);
-        if (!ended) {
-          ++it;
-          continue;
-        }
-        spare_events_.push_back(it->done);
-        it = in_flight_.erase(it);
-      }
-      if (!busy) break;
-      if (waiting_since_ns_ == 0) waiting_since_ns_ = steady_ns();
-      waited_long = steady_ns() - waiting_since_ns_ > k_long_ns;
+    // One that is being started may take long; its turn has come when the lock is free again.
+    if (const std::unique_lock guard(start_, std::try_to_lock); guard.owns_lock()) {
+      reap();
+      if (in_flight_.empty() || in_flight_.front().number > number) break;
     }
-    if (waited_long) {
+    std::uint64_t since = 0;
+    if (waiting_since_ns_.compare_exchange_strong(since, steady_ns())) since = steady_ns();
+    if (steady_ns() - since > k_long_ns) {
       services_.warn(
           "the CPU waits for memory that a running kernel uses. Should the kernel be waiting for the CPU: what both "
-          "use at "
-          "once must be pinned (hmmrt_pin) before the launch");
+          "use at once must be pinned (hmmrt_pin) before the launch");
     }
     if (steady_ns() >= deadline) return false;
     if (spins > k_spins) std::this_thread::sleep_for(k_nap);
   }
-  {
-    const std::lock_guard guard(start_);
-    waiting_since_ns_ = 0;
-  }
+  waiting_since_ns_.store(0);
   unpin_stale(number);
   return true;
 }
@@ -354,12 +368,20 @@ std::string GpuDevice::pin_error() {
 }
 
 void GpuDevice::unpin_stale(std::uint64_t ended) {
-  const std::lock_guard guard(remote_lock_);
-  std::erase_if(stale_, [&](Stale& stale) {
-    if (stale.number > ended) return false;
-    give_pin(stale.pinned.pin);
-    return true;
-  });
+  const std::lock_guard unpinning(unpin_lock_);
+  std::vector<std::shared_ptr<HostPin>> over;
+  {
+    const std::lock_guard guard(remote_lock_);
+    for (const Stale& stale : stale_) {
+      if (stale.number <= ended) over.push_back(stale.pinned.pin);
+    }
+  }
+  if (over.empty()) return;
+  {
+    const std::lock_guard guard(remote_lock_);
+    std::erase_if(stale_, [&](const Stale& stale) { return stale.number <= ended; });
+  }
+  for (std::shared_ptr<HostPin>& pin : over) give_pin(pin);
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
@@ -368,23 +390,29 @@ QueueOwner::Start GpuDevice::start(Stream stream, const Launch& launch, const Re
   const std::lock_guard guard(start_);
   const std::lock_guard other_contexts(start_lock(config_.ordinal));
   std::ptrdiff_t offset = 0;
-  {
-    const std::lock_guard remote_guard(remote_lock_);
-    const std::lock_guard table(table_);
-    if (!holds(*ready)) return Start::not_ready;
-    if (!ready->remote) offset = pool_ - reinterpret_cast<std::byte*>(window_);
-  }
   Event done{};
+  if (spare_events_.empty()) reap();
   if (!spare_events_.empty()) {
     done = spare_events_.back();
     spare_events_.pop_back();
   } else if (*error = GPU(EventCreateWithFlags)(&done, k_event_flags); *error != k_success) {
     return Start::failed;
   }
+  std::uint64_t number = 0;
+  {
+    const std::lock_guard remote_guard(remote_lock_);
+    const std::lock_guard table(table_);
+    if (!holds(*ready)) {
+      spare_events_.push_back(done);
+      return Start::not_ready;
+    }
+    if (!ready->remote) offset = pool_ - reinterpret_cast<std::byte*>(window_);
+    number = kernels_.fetch_add(1, std::memory_order_acq_rel) + 1;
+  }
   *error = static_cast<Error>(launch.run_gpu(launch.functor, &launch.grid, offset, stream));
   // Recorded also after a failure: some of it may have started.
   if (const Error e = GPU(EventRecord)(done, stream); e != k_success) (void)GPU(DeviceSynchronize)();
-  in_flight_.push_back({done, ++kernels_});
+  in_flight_.push_back({done, number});
   return *error == k_success ? Start::started : Start::failed;
 }
 

@@ -12,7 +12,8 @@
 //   quiesce   waits for the kernels that started before it. unmap() first marks the pages, and a launch looks at the
 //             marks and records its kernel under one lock: so it is either seen by quiesce(), or sees the pages gone.
 //
-// Locks, outermost first: a queue's, start_, remote_lock_, table_.
+// Locks, outermost first: a queue's, start_, remote_lock_, table_. Serving a CPU fault waits for none that is held while the
+// vendor waits for a kernel (a queue's, start_) or touches host memory.
 #pragma once
 
 #include <atomic>
@@ -38,13 +39,15 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   bool allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) override;
   void free_frames(const PageMask& pages, const Frame* frames) override;
   std::uint64_t free_frame_count() const override { return frames_ - used_.load(std::memory_order_relaxed); }
-  void zero_frames(const PageMask& pages, const Frame* frames) override;
+  bool zero_frames(const PageMask& pages, const Frame* frames) override;
   Reach reach(std::uintptr_t begin, std::uintptr_t end) override;
   std::byte* frame_address(Frame) override { return nullptr; }
 
   void map(std::uintptr_t base, std::span<const MapSpan> spans) override;
   PageMask unmap(std::uintptr_t base, const PageMask& pages) override;
-  bool quiesce(std::uint64_t timeout_ns) override;
+  bool quiesce(std::uint64_t timeout_ns) override { return quiesce_launches(timeout_ns, launches()); }
+  std::uint64_t launches() const override { return kernels_.load(std::memory_order_acquire); }
+  bool quiesce_launches(std::uint64_t timeout_ns, std::uint64_t launches) override;
   std::uint64_t unmaps() const override { return unmaps_.load(std::memory_order_acquire); }
 
   std::size_t fetch_faults(std::span<DeviceFault>) override { return 0; }
@@ -92,6 +95,7 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   struct Stale {  // to be unpinned when kernel `number` and those before have ended
     std::uint64_t number;
     Pinned pinned;
+    const GpuDevice* cause;  // who unmapped a page of it
   };
 
   GpuDevice(DeviceConfig config, const Services& services);
@@ -100,14 +104,16 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   void meet(GpuDevice& other);         // g_devices_lock held
   Mapped* local(std::uintptr_t base);  // table_ held; null outside the window
   bool holds(const ReadyPages& ready);
-  bool pin(Remote& remote, std::uintptr_t base, unsigned first, unsigned count, std::byte* host);
+  PageMask pin(std::uintptr_t base, const PageMask& pages, const MapSpan& span);
   void unpin_stale(std::uint64_t ended);
   // Maps pages with exactly these rights; true: some of them had more. take(): unmaps; returns what was writable.
   static bool give(Mapped& mapped, const PageMask& pages, Rights rights);
   static PageMask take(Mapped& mapped, const PageMask& pages);
-  PageMask unmap_remote(std::uintptr_t base, const PageMask& pages, const PageMask& asked, PageMask* unpinned);
-  bool finish_kernels(std::uint64_t timeout_ns);
-  bool has_stale();
+  PageMask unmap_remote(std::uintptr_t base, const PageMask& pages, const PageMask& asked, PageMask* unpinned,
+                        const GpuDevice* cause);
+  bool finish_kernels(std::uint64_t timeout_ns, std::uint64_t number);
+  void reap();
+  std::uint64_t last_stale(const GpuDevice* cause);
   void break_down(const char* what, Error error);
 
   const DeviceConfig config_;
@@ -118,12 +124,13 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   std::atomic<std::uint64_t> used_{0}, unmaps_{0};
   CopyLanes lanes_;
 
-  std::mutex start_;  // kernels start, and are listed, one after the other
-  std::uint64_t kernels_ = 0;
+  std::atomic<std::uint64_t> kernels_{0};           // that saw their pages mapped. Counted up with table_ held
+  std::atomic<std::uint64_t> waiting_since_ns_{0};  // quiesce() has been, 0: has not
+  std::mutex start_;  // kernels start, and are listed, one after the other; the vendor may take its time
   std::list<Kernel> in_flight_;
   std::vector<Event> spare_events_;
-  std::uint64_t waiting_since_ns_ = 0;  // quiesce() has been, 0: has not
 
+  std::mutex unpin_lock_;  // held until what is stale is unpinned
   std::mutex remote_lock_;
   std::map<std::uintptr_t, Remote> remote_;  // by block. Written with table_ held as well
   std::vector<Stale> stale_;
@@ -133,6 +140,8 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   mutable std::mutex table_;
   std::uintptr_t window_ = 0;   // block aligned; 0: none
   std::vector<Mapped> mapped_;  // by block of the window
+  std::vector<PageMask>
+      in_use_;  // frames, by block. One that was moved away from its address may not be free there yet
   std::string broken_;
 
   Queues queues_;

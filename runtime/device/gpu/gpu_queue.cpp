@@ -73,8 +73,8 @@ LaunchError GpuQueue::synchronize(std::string* text) {
 
 bool GpuQueue::idle() {
   {
-    const std::lock_guard guard(lock_);
-    if (!tasks_.empty() || busy_) return false;
+    const std::unique_lock guard(lock_, std::try_to_lock);  // held while a kernel is being started
+    if (!guard.owns_lock() || !tasks_.empty() || busy_) return false;
   }
   const Current current = device_.use();
   return GPU(StreamQuery)(stream_) != k_not_ready;
@@ -91,7 +91,11 @@ void GpuQueue::work() {
     busy_ = true;
     guard.unlock();
     const Current current = device_.use();
-    run(task);
+    try {
+      run(task);
+    } catch (const std::exception& e) {  // no memory to make pages ready with
+      note_error(task.name, HMMRT_ERROR_OUT_OF_MEMORY, e.what());
+    }
     task = Task{};  // what it holds is let go before anyone sees the queue idle
     guard.lock();
     busy_ = false;
@@ -101,7 +105,9 @@ void GpuQueue::work() {
 
 void GpuQueue::run(Task& task) {
   if (task.fn != nullptr) {
-    (void)GPU(StreamSynchronize)(stream_);
+    if (GPU(StreamSynchronize)(stream_) != k_success && GPU(DeviceSynchronize)() != k_success) {
+      note_error("(host function)", HMMRT_ERROR_SYSTEM, "the GPU does not say whether what came before has ended");
+    }
     task.fn(task.arg);
     return;
   }

@@ -3,7 +3,7 @@
 // GPUs, and cannot be pinned twice: so they share it, in whole pieces as they were pinned. Whoever had a piece pinned maps
 // all of it, and whoever unmaps a page of it makes all of them let go (GpuDevice::unmap): so no page stays pinned that
 // nobody maps. It could not move, or the application could have dropped it and find another in its place.
-// Thread: any.
+// Thread: any. Blocks on: the vendor, which may touch the pages: no lock held that serving a CPU fault takes.
 #pragma once
 
 #include <cstddef>

@@ -27,7 +27,7 @@ class SvmDevice final : public hmmrt::Device, public QueueOwner {
   bool allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) override;
   void free_frames(const PageMask& pages, const Frame* frames) override;
   std::uint64_t free_frame_count() const override;
-  void zero_frames(const PageMask&, const Frame*) override {}
+  bool zero_frames(const PageMask&, const Frame*) override { return true; }
   std::byte* frame_address(Frame) override { return nullptr; }
 
   void map(std::uintptr_t, std::span<const MapSpan>) override {}

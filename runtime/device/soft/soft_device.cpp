@@ -213,8 +213,8 @@ std::byte* SoftDevice::frame_address(Frame frame) {
   return config_.far == nullptr ? parts_->memory.address(frame) : nullptr;
 }
 
-void SoftDevice::zero_frames(const PageMask& pages, const Frame* frames) {
-  if (config_.far != nullptr) return;  // its owner gives out zeroed memory
+bool SoftDevice::zero_frames(const PageMask& pages, const Frame* frames) {
+  if (config_.far != nullptr) return true;  // its owner gives out zeroed memory
   pages.for_each_run([&](unsigned first, unsigned count) {
     for (unsigned i = first; i < first + count;) {
       unsigned n = 1;
@@ -223,6 +223,7 @@ void SoftDevice::zero_frames(const PageMask& pages, const Frame* frames) {
       i += n;
     }
   });
+  return true;
 }
 
 // ---- page table -----------------------------------------------------------------------------------------------------

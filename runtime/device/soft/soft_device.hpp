@@ -118,7 +118,7 @@ class SoftDevice final : public Device {
   bool allocate_frames(std::uintptr_t base, const PageMask& pages, Frame* frames) override;
   void free_frames(const PageMask& pages, const Frame* frames) override;
   std::uint64_t free_frame_count() const override;
-  void zero_frames(const PageMask& pages, const Frame* frames) override;
+  bool zero_frames(const PageMask& pages, const Frame* frames) override;
   std::byte* frame_address(Frame frame) override;
 
   void map(std::uintptr_t base, std::span<const MapSpan> spans) override;
