@@ -184,6 +184,7 @@ class Context final : public HandleObject, private HeapBackend {
   struct Ready {
     std::vector<Extent> extents;  // none: all managed memory
     std::uint64_t ranges = 0;     // the address space's changes() before
+    std::uint64_t since_ns = 0;
     std::shared_ptr<const ReadyPages> pages;
   };
   struct LatelyReady {

@@ -21,8 +21,12 @@ class ManagedPages final : public LaunchPages {
       return known.pages != nullptr && known.extents == declared_;
     });
     if (it == lately.sets.end() || it->ranges != context_.space_.changes()) return nullptr;
-    // Where it is used in system memory, that may have had reasons which are past.
-    if (it->pages->remote && it->pages->unmaps != context_.device(index_).unmaps()) return nullptr;
+    // What is used in system memory may be so for reasons that are past.
+    constexpr std::uint64_t k_look_again_ns = 100'000'000;
+    if (it->pages->remote &&
+        (it->pages->unmaps != context_.device(index_).unmaps() || context_.now_ns() - it->since_ns > k_look_again_ns)) {
+      return nullptr;
+    }
     std::rotate(lately.sets.begin(), it, it + 1);
     return lately.sets.front().pages;
   }
@@ -40,7 +44,7 @@ class ManagedPages final : public LaunchPages {
                             device_processor(index_), attempt, out);
     }
     if (!s.ok()) why_ = failure_detail();
-    if (*out != nullptr) keep({declared_, ranges, *out});
+    if (*out != nullptr) keep({declared_, ranges, context_.now_ns(), *out});
     return s;
   }
 

@@ -56,8 +56,9 @@ struct Transfer {
   const Frame* frames = nullptr;  // 512 entries, valid for outcome.done pages before copy()
   PageMask pages;                 // asked for
   PageMask clean;                 // to_host: pages the device has not written since they were withdrawn here
-  PageMask copied;                // out of copy(): pages whose bytes really moved (the rest needed no copy)
-  PageOutcome outcome;            // out of prepare(); commit() may still move pages from done to busy/gone
+  PageMask moved_on;    // commit(): what is at their addresses by now may be something else; nothing is removed there
+  PageMask copied;      // out of copy(): pages whose bytes really moved (the rest needed no copy)
+  PageOutcome outcome;  // out of prepare(); commit() may still move pages from done to busy/gone
   CopyTicket ticket = 0;
   std::array<std::uint64_t, 20> scratch{};
 };

@@ -2,6 +2,8 @@
 #include "migrate/ready.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 
 #include "migrate/coherence.hpp"
 #include "migrate/pieces.hpp"
@@ -28,7 +30,7 @@ PageMask reached(const Block& block, Processor p, bool remote) {
 // The blocks as they are, each under its claim.
 struct Survey {
   std::uintptr_t begin = ~std::uintptr_t{0}, end = 0;
-  std::uint64_t pages = 0, ping_pong = 0, pinned = 0;
+  std::uint64_t pages = 0, ping_pong = 0, pinned = 0, read_only = 0;
   std::vector<Extent> protected_elsewhere;  // to come home first
   std::vector<Piece> away;                  // not as it must be in device memory
   bool remote = true;                       // all is mapped where it is, in system memory
@@ -50,6 +52,7 @@ Survey survey(House& house, const std::vector<Piece>& pieces, Processor p) {
       out.end = std::max(out.end, block->base + k_block_size);
       out.pages += pages.count();
       out.pinned += (pages & block->pinned).count();
+      out.read_only += (pages & block->read_only).count();
       ((pages & block->read_only) - block->on_cpu).for_each_run([&](unsigned first, unsigned count) {
         out.protected_elsewhere.push_back({block->base + first * k_page_size, count * k_page_size});
       });
@@ -90,8 +93,6 @@ class ReadyJobs final : public Jobs {
       release(house_, *block);
       return false;
     }
-    // Copies would stand in the way of mapping the pages where they are.
-    if (remote_) collapse_to_cpu(house_, *block, missing & block->read_only);
     work.block = block;
     work.to = p_;
     work.cause = Cause::fault;
@@ -137,24 +138,30 @@ Status make_ready(House& house, PipelinePool& pool, std::span<const Extent> exte
   Survey found = survey(house, pieces, p);
   Device::Reach where = Device::Reach::now;
   if (found.pages != 0 && found.pinned == 0) where = reach(house, pipeline->spare(), p, found.begin, found.end);
-  bool remote =
-      found.pinned != 0 || where == Device::Reach::never || found.ping_pong * 2 > found.pages || attempt >= k_patience;
-  if (remote && !device.info().caps.remote_mapping) {
+  // What the CPU may only read cannot be pinned for a device, which might write: it is used as a copy there, or not at all.
+  const bool can_be_remote = device.info().caps.remote_mapping && found.read_only == 0;
+  const bool remote = can_be_remote && (found.pinned != 0 || where == Device::Reach::never ||
+                                        found.ping_pong * 2 > found.pages || attempt >= k_patience);
+  if (!can_be_remote && (found.pinned != 0 || where == Device::Reach::never)) {
+    std::array<char, 160> why{};
+    if (device.info().caps.remote_mapping) {
+      (void)std::snprintf(why.data(), why.size(),
+                          "with %llu pages among them that the CPU may only read, they cannot be mapped",
+                          static_cast<unsigned long long>(found.read_only));
+    } else {
+      (void)std::snprintf(why.data(), why.size(), "this device cannot map them");
+    }
     if (found.pinned != 0) {
-      return fail(
-          HMMRT_ERROR_PINNED,
-          "%llu of its pages are pinned in system memory, and this device cannot map them there; unpin them first",
-          static_cast<unsigned long long>(found.pinned));
+      return fail(HMMRT_ERROR_PINNED,
+                  "%llu of its pages are pinned in system memory, and %s there; unpin them first, or declare what the "
+                  "kernel uses (hmmrt_kernel_t.extents)",
+                  static_cast<unsigned long long>(found.pinned), why.data());
     }
-    if (where == Device::Reach::never) {
-      return fail(
-          HMMRT_ERROR_DEVICE_FULL,
-          "it may touch %llu MiB, from %#zx to %#zx, more than the device's %llu MiB reach, and this device cannot map "
-          "them in system memory; declare what the kernel uses (hmmrt_kernel_t.extents), or raise device_memory",
-          static_cast<unsigned long long>(found.pages >> 8), found.begin, found.end,
-          static_cast<unsigned long long>(device.info().memory_bytes >> 20));
-    }
-    remote = false;
+    return fail(HMMRT_ERROR_DEVICE_FULL,
+                "it may touch %llu MiB, from %#zx to %#zx, more than the device's %llu MiB reach, and %s in system "
+                "memory; declare what the kernel uses (hmmrt_kernel_t.extents), or raise device_memory",
+                static_cast<unsigned long long>(found.pages >> 8), found.begin, found.end,
+                static_cast<unsigned long long>(device.info().memory_bytes >> 20), why.data());
   }
   if (!remote && where != Device::Reach::now) return {};
 

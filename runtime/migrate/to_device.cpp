@@ -56,8 +56,10 @@ void find_frames(House& house, Work& w, Work& spare) {
   if (need.none()) return;
   const auto get = [&] {
     const unsigned n = need.count();
-    return device.allocate_frames(w.block->base, need, w.frames.data()) ||
-           (make_room(house, w.to, n, w.cause, spare) && device.allocate_frames(w.block->base, need, w.frames.data()));
+    if (device.allocate_frames(w.block->base, need, w.frames.data())) return true;
+    // Not full: what has this place comes home by itself.
+    if (device.info().caps.placed && device.free_frame_count() >= n) return false;
+    return make_room(house, w.to, n, w.cause, spare) && device.allocate_frames(w.block->base, need, w.frames.data());
   };
   if (!get()) {
     const PageMask prefetch = need - w.faulted;
@@ -69,7 +71,8 @@ void find_frames(House& house, Work& w, Work& spare) {
       w.pages = w.pages - need;
       w.duplicate = w.duplicate - need;
       w.full |= need;
-      if (device.info().caps.remote_mapping) w.remote |= need;
+      // A launch on a placed device is of one kind: there, some pages in system memory help nobody.
+      if (device.info().caps.remote_mapping && !device.info().caps.placed) w.remote |= need;
       need = PageMask{};
     }
   }
@@ -264,6 +267,8 @@ void commit_to_device(House& house, Work& w) {
   for (Transfer* t : {&w.move, &w.dup}) {
     const PageMask before = t->outcome.taken();
     if (before.none()) continue;
+    house.gate.wait_for_reader();
+    t->moved_on = before - still_wanted(b, before);
     house.host.commit(*t);
     const PageMask lost = before - t->outcome.taken();
     if (t == &w.move) b.set_on_cpu(lost, true);

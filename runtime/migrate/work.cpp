@@ -22,7 +22,7 @@ void reset(Work& w) {
     *m = PageMask{};
   }
   for (Transfer* t : {&w.move, &w.dup}) {
-    t->pages = t->copied = t->clean = PageMask{};
+    t->pages = t->copied = t->clean = t->moved_on = PageMask{};
     t->outcome = PageOutcome{};
     t->ticket = 0;
   }
@@ -181,7 +181,14 @@ void start_transfer(House& house, Work& work, Transfer& t, Processor device, con
   t.copied = PageMask{};
   t.outcome = PageOutcome{};
   t.ticket = 0;
-  if (pages.any()) house.host.prepare(t);
+  if (!home && pages.any()) {
+    // Much may have been waited for since the look at the start: an mremap of these, and another to their addresses.
+    house.gate.wait_for_reader();
+    const PageMask going = leaving(*work.block, pages);
+    t.pages = pages - going;
+    work.refused |= going;
+  }
+  if (t.pages.any()) house.host.prepare(t);
 }
 
 void note_refusals(House& house, Work& work, Processor device, const PageOutcome& outcome) {

@@ -201,7 +201,8 @@ TEST_P(GpuLaunch, writes_to_what_the_cpu_may_only_read_are_lost) {
   hmmrt::check(hmmrt_unregister(handle(), m.get()));
 }
 
-TEST_P(GpuLaunch, what_the_cpu_may_only_read_is_used_where_it_is_after_it_was_copied) {
+// No GPU's driver pins for writing what may only be read.
+TEST_P(GpuLaunch, what_the_cpu_may_only_read_is_not_mapped_where_it_is) {
   NOT_DRIVEN("nothing is brought here for a launch");
   const Mapping m(k_block);
   hmmrt::check(hmmrt_register(handle(), m.get(), k_block));
@@ -214,6 +215,9 @@ TEST_P(GpuLaunch, what_the_cpu_may_only_read_is_used_where_it_is_after_it_was_co
   s.synchronize();
   context().pin(pinned.data(), pinned.bytes());
   add_one(s, b);
+  EXPECT_API_ERROR(hmmrt_stream_synchronize(s.get()), HMMRT_ERROR_PINNED, "may only read");
+  const hmmrt_extent_t only{b.data(), b.bytes()};
+  hmmrt::check(hmmrt::launch(s.get(), "add", {b.size(), 1, 1}, AddOne{b.gpu()}, &only, 1));
   s.synchronize();
   context().unpin(pinned.data(), pinned.bytes());
   add_one(s, b);
@@ -221,6 +225,120 @@ TEST_P(GpuLaunch, what_the_cpu_may_only_read_is_used_where_it_is_after_it_was_co
   for (std::size_t i = 0; i < b.size(); i += 999) ASSERT_EQ(b[i], 4u);
   EXPECT_EQ(m.words()[0], 3u);
   hmmrt::check(hmmrt_unregister(handle(), m.get()));
+}
+
+// Nor is it lost what a kernel wrote there only as long as nobody else may write: the device's copy goes when that changes.
+TEST_P(GpuLaunch, what_a_kernel_wrote_to_a_copy_stays_lost_when_writing_is_allowed_again) {
+  NOT_DRIVEN("a forbidden access ends the process");
+  const Mapping m(k_block);
+  std::memset(m.get(), 7, k_block);
+  hmmrt::check(hmmrt_register(handle(), m.get(), k_block));
+  const hmmrt::stream s(context());
+  const Touch touch{hmmrt::gptr<unsigned char>(reinterpret_cast<unsigned char*>(m.get())), k_page};
+  ASSERT_EQ(mprotect(m.get(), k_block, PROT_READ), 0);
+  s.launch("touch", k_block / k_page, touch);
+  s.synchronize();
+  ASSERT_EQ(mprotect(m.get(), k_block, PROT_READ | PROT_WRITE), 0);
+  s.launch("touch", k_block / k_page, touch);
+  s.synchronize();
+  for (std::size_t i = 0; i < k_block; i += k_page) ASSERT_EQ(m.get()[i], 8);
+  hmmrt::check(hmmrt_unregister(handle(), m.get()));
+}
+
+TEST_P(GpuLaunch, what_was_pinned_for_a_while_goes_to_the_gpu_again) {
+  NOT_DRIVEN("the driver decides");
+  Buffer b(context(), k_mib / 4), other(context(), k_block / 4);
+  const hmmrt::stream s(context());
+  context().pin(other.data(), k_page);
+  add_one(s, b);
+  s.synchronize();
+  EXPECT_EQ(b.stats().bytes_resident_device, 0u);
+  context().unpin(other.data(), k_page);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  std::uint32_t launches = 1;
+  for (; b.stats().bytes_resident_device == 0 && std::chrono::steady_clock::now() < end; ++launches) {
+    add_one(s, b);
+    s.synchronize();
+  }
+  EXPECT_EQ(b.stats().bytes_resident_device, b.bytes());
+  for (std::size_t i = 0; i < b.size(); i += 99) ASSERT_EQ(b[i], launches);
+}
+
+// A wait for kernels ends with those that were there when it began.
+TEST_P(GpuLaunch, the_cpu_gets_a_page_while_a_stream_is_never_idle) {
+  NOT_DRIVEN("the driver serves the CPU");
+  Buffer a(context(), k_block / 4), mine(context(), k_block / 4);
+  const hmmrt::stream s(context());
+  const hmmrt_extent_t ours{a.data(), a.bytes()}, theirs{mine.data(), mine.bytes()};
+  hmmrt::check(hmmrt::launch(s.get(), "add", {a.size(), 1, 1}, AddOne{a.gpu()}, &ours, 1));
+  s.synchronize();
+  std::atomic<bool> stop{false};
+  std::atomic<int> ahead{0};
+  std::thread other([&] {
+    const hmmrt::stream busy(context());
+    while (!stop.load()) {  // always one more than has ended
+      if (ahead.load() > 1) continue;
+      ++ahead;
+      (void)hmmrt::launch(busy.get(), "add", {mine.size(), 1, 1}, AddOne{mine.gpu()}, &theirs, 1);
+      busy.host_function([](void* n) { --*static_cast<std::atomic<int>*>(n); }, &ahead);
+    }
+    busy.synchronize();
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(a[7], 1u);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+  stop = true;
+  other.join();
+}
+
+// Two buffers change places, again and again, while launches bring whatever is managed: at every moment some of it is
+// somewhere else than it was a moment ago.
+TEST_P(GpuLaunch, buffers_that_change_places_keep_their_contents) {
+  NOT_DRIVEN("registrations do not follow mremap");
+  constexpr std::size_t k_words = k_block / 4;
+  // Where nobody else maps anything into what is left behind.
+  void* const room = mmap(reinterpret_cast<void*>(std::uintptr_t{0x200000000000}), 5 * k_block, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  ASSERT_NE(room, MAP_FAILED);
+  const auto base = reinterpret_cast<std::uintptr_t>(room);
+  const auto at = [&](unsigned i) { return reinterpret_cast<std::uint32_t*>(base + i * k_block); };
+  for (const unsigned i : {0u, 2u}) hmmrt::check(hmmrt_register(handle(), at(i), k_block));
+  std::uint32_t values[] = {0x0a000000, 0x0d000000};
+  for (std::size_t i = 0; i < k_words; ++i) at(0)[i] = values[0] + static_cast<std::uint32_t>(i);
+  for (std::size_t i = 0; i < k_words; ++i) at(2)[i] = values[1] + static_cast<std::uint32_t>(i);
+  Buffer used(context(), 1024);
+  std::atomic<bool> stop{false};
+  std::thread other([&] {
+    const hmmrt::stream s(context());
+    while (!stop.load()) {
+      for (int i = 0; i < 20; ++i) {
+        s.host_function([](void*) { std::this_thread::sleep_for(std::chrono::microseconds(300)); }, nullptr);
+        (void)hmmrt::launch(s.get(), "add", {1, 1, 1}, AddOne{used.gpu()});
+      }
+      (void)hmmrt_stream_synchronize(s.get());
+    }
+  });
+  const auto move = [&](unsigned from, unsigned to) {
+    ASSERT_NE(mremap(at(from), k_block, k_block, MREMAP_MAYMOVE | MREMAP_FIXED, at(to)), MAP_FAILED);
+  };
+  std::size_t wrong = 0;
+  for (int swap = 0; swap < 150 && wrong == 0; ++swap) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    move(0, 4);
+    move(2, 0);
+    move(4, 2);
+    std::swap(values[0], values[1]);
+    for (std::size_t i = 0; i < k_words; ++i) {
+      wrong += at(0)[i] != values[0] + i;
+      wrong += at(2)[i] != values[1] + i;
+    }
+    EXPECT_EQ(wrong, 0u) << swap;
+  }
+  stop = true;
+  other.join();
+  for (const unsigned i : {0u, 2u}) EXPECT_TRUE(hmmrt_unregister(handle(), at(i)) == HMMRT_SUCCESS);
+  munmap(room, 5 * k_block);
 }
 
 // Device memory has the order of the addresses: what changes its address cannot stay, and makes room for what comes there.

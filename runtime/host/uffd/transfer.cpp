@@ -190,8 +190,8 @@ void UffdMirror::commit(Transfer& t) {
     t.outcome.done = t.outcome.done - bad;
     t.outcome.gone |= bad;
     if (t.duplicate) return;
-    const PageMask stuck = remove(part, part.pages - bad);
-    undo_protection(part, stuck, false);
+    const PageMask stuck = remove(part, part.pages - bad - t.moved_on) | ((part.pages - bad) & t.moved_on);
+    undo_protection(part, stuck - t.moved_on, false);
     t.outcome.done = t.outcome.done - stuck;
     t.outcome.pinned |= stuck;
   });

@@ -283,11 +283,11 @@ PageMask UffdMirror::remove(Part part, const PageMask& pages) {
   pages.for_each_run([&](unsigned first, unsigned count) {
     const auto removed = [&](unsigned at, unsigned n) {
       const uffd::OwnWork::Removal removal(own_, part.at(at), n * k_page_size);
-      // ENOMEM: part of it is unmapped by now; the rest was removed.
-      return madvise(pointer(part.at(at)), n * k_page_size, MADV_DONTNEED) == 0 || errno == ENOMEM;
+      return madvise(pointer(part.at(at)), n * k_page_size, MADV_DONTNEED) == 0;
     };
     if (removed(first, count)) return;
-    // Some area of it is locked in memory. What was removed before it may be removed again: nobody can touch it.
+    // Some area of it is locked in memory, or gone: unmapped, or moved elsewhere with its pages. What was removed before it
+    // may be removed again: nobody can touch it.
     for (unsigned at = first; at < first + count;) {
       const unsigned stop = std::max(at + 1, area_limit(part, at, first + count));
       if (!removed(at, stop - at)) stuck.set(at, stop - at);

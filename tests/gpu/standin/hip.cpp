@@ -87,15 +87,17 @@ void forget(std::map<std::uintptr_t, Piece>::iterator it) {
   hmmrt_standin_changes.fetch_add(1, std::memory_order_release);
 }
 
-// Pins pages as a driver does: a long-term reference, which userfaultfd and migration then meet. io_uring takes such.
+// Pins pages as a driver does: a long-term reference for writing, which userfaultfd and migration then meet. io_uring takes
+// such. -1: not, for want of means (how much may be locked); -2: such pages cannot be.
 int pin(void* at, std::size_t bytes) {
   io_uring_params params{};
   const auto ring = static_cast<int>(syscall(SYS_io_uring_setup, 1, &params));
   if (ring < 0) return -1;
   const iovec whole{at, bytes};
   if (syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &whole, 1) == 0) return ring;
+  const int error = errno;
   close(ring);
-  return -1;
+  return error == EFAULT ? -2 : -1;
 }
 
 const Piece* find(std::uintptr_t at, std::uintptr_t* begin) {
@@ -320,6 +322,7 @@ hipError_t hipHostRegister(void* memory, size_t bytes, unsigned) {
     }
   }
   const int ring = pin(memory, bytes);
+  if (ring == -2) return keep(hipErrorInvalidValue);
   const std::unique_lock guard(g_lock);
   g_memory[at] = {bytes, -1, ring};
   return hipSuccess;
