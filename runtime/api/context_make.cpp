@@ -211,7 +211,7 @@ void Context::note_attribute(const kfd::AttributeChange& c) {
                 kfd::attribute_name(c.attribute.type), c.addr, c.bytes, c.attribute.value, wish_name(c.wish),
                 c.outcome == kfd::Outcome::done      ? "done"
                 : c.outcome == kfd::Outcome::limited ? "not asked, too many"
-                                                     : kfd::Hsakmt::status_text(c.status));
+                                                     : kfd::svm_error_text(c.status));
   log::debug(text);
 }
 

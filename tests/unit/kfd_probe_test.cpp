@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The probe says which rung of the ladder a machine is on, for made-up topologies and drivers, and what to do about it.
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -20,6 +22,7 @@
 
 #include "host/kfd/hsakmt.hpp"
 #include "host/kfd/probe.hpp"
+#include "host/kfd/svm_driver.hpp"
 
 #if __has_include(<linux/kfd_ioctl.h>)
 #include <linux/kfd_ioctl.h>
@@ -55,7 +58,7 @@ int fake_ioctl(int, unsigned long request, void* argument) {
     *static_cast<hmmrt_kfd_version*>(argument) = {driver.major, driver.minor};
     return answer(driver.get_version);
   }
-  if (request == HMMRT_KFD_SVM) {
+  if (request == HMMRT_KFD_SVM_WITH(1)) {
     const auto* svm = static_cast<hmmrt_kfd_svm*>(argument);
     ++driver.svm_calls;
     driver.only_asked &= svm->op == HMMRT_KFD_SVM_GET_ATTR && svm->attributes == 1 && svm->start % 4096 == 0 &&
@@ -280,14 +283,37 @@ TEST(KfdAbi, is_the_kernels) {
 #ifdef HMMRT_KERNEL_HEADER
   static_assert(HMMRT_KFD_GET_VERSION == AMDKFD_IOC_GET_VERSION);
   static_assert(HMMRT_KFD_SMI_EVENTS == AMDKFD_IOC_SMI_EVENTS);
-  static_assert(HMMRT_KFD_SVM == AMDKFD_IOC_SVM + (sizeof(kfd_ioctl_svm_attribute) << _IOC_SIZESHIFT));
+  static_assert(HMMRT_KFD_SVM_WITH(0) == AMDKFD_IOC_SVM);
+  static_assert(HMMRT_KFD_SVM_WITH(3) == AMDKFD_IOC_SVM + (3 * sizeof(kfd_ioctl_svm_attribute) << _IOC_SIZESHIFT));
   static_assert(HMMRT_KFD_XNACK == AMDKFD_IOC_SET_XNACK_MODE);
   static_assert(HMMRT_KFD_MAJOR == KFD_IOCTL_MAJOR_VERSION);
+  static_assert(int{HMMRT_KFD_SVM_SET_ATTR} == int{KFD_IOCTL_SVM_OP_SET_ATTR});
   static_assert(int{HMMRT_KFD_SVM_GET_ATTR} == int{KFD_IOCTL_SVM_OP_GET_ATTR});
   static_assert(int{HMMRT_KFD_SVM_ATTR_GRANULARITY} == int{KFD_IOCTL_SVM_ATTR_GRANULARITY});
+  const auto same = [](SvmAttr ours, kfd_ioctl_svm_attr_type kernels) {
+    EXPECT_EQ(static_cast<int>(ours), static_cast<int>(kernels)) << attribute_name(ours);
+  };
+  same(SvmAttr::preferred_location, KFD_IOCTL_SVM_ATTR_PREFERRED_LOC);
+  same(SvmAttr::prefetch_location, KFD_IOCTL_SVM_ATTR_PREFETCH_LOC);
+  same(SvmAttr::access, KFD_IOCTL_SVM_ATTR_ACCESS);
+  same(SvmAttr::access_in_place, KFD_IOCTL_SVM_ATTR_ACCESS_IN_PLACE);
+  same(SvmAttr::no_access, KFD_IOCTL_SVM_ATTR_NO_ACCESS);
+  same(SvmAttr::set_flags, KFD_IOCTL_SVM_ATTR_SET_FLAGS);
+  same(SvmAttr::clear_flags, KFD_IOCTL_SVM_ATTR_CLR_FLAGS);
+  same(SvmAttr::granularity, KFD_IOCTL_SVM_ATTR_GRANULARITY);
+  static_assert(k_system_memory == std::uint32_t{KFD_IOCTL_SVM_LOCATION_SYSMEM});
+  static_assert(k_nowhere == std::uint32_t{KFD_IOCTL_SVM_LOCATION_UNDEFINED});
+  static_assert(k_flag_host_access == KFD_IOCTL_SVM_FLAG_HOST_ACCESS);
+  static_assert(k_flag_coherent == KFD_IOCTL_SVM_FLAG_COHERENT);
+  static_assert(sizeof(hmmrt_kfd_svm_attribute) == sizeof(kfd_ioctl_svm_attribute));
+  static_assert(offsetof(hmmrt_kfd_svm_attribute, value) == offsetof(kfd_ioctl_svm_attribute, value));
+  static_assert(offsetof(hmmrt_kfd_svm, start) == offsetof(kfd_ioctl_svm_args, start_addr));
+  static_assert(offsetof(hmmrt_kfd_svm, bytes) == offsetof(kfd_ioctl_svm_args, size));
+  static_assert(sizeof(hmmrt_kfd_xnack) == sizeof(kfd_ioctl_set_xnack_mode_args));
+  static_assert(offsetof(hmmrt_kfd_version, abi_minor) == offsetof(kfd_ioctl_get_version_args, minor_version));
   static_assert(offsetof(hmmrt_kfd_svm, op) == offsetof(kfd_ioctl_svm_args, op));
   static_assert(offsetof(hmmrt_kfd_svm, attributes) == offsetof(kfd_ioctl_svm_args, nattr));
-  static_assert(offsetof(hmmrt_kfd_svm, attr_type) == sizeof(kfd_ioctl_svm_args));
+  static_assert(offsetof(hmmrt_kfd_svm, attribute) == sizeof(kfd_ioctl_svm_args));
   static_assert(offsetof(hmmrt_kfd_smi_events, fd) == offsetof(kfd_ioctl_smi_events_args, anon_fd));
 #else
   GTEST_SKIP() << "there is no linux/kfd_ioctl.h (linux-libc-dev) to compare with";
@@ -312,19 +338,35 @@ TEST(KfdAbi, is_that_of_libhsakmt) {
   static_assert(int{k_flag_host_access} == HSA_SVM_FLAG_HOST_ACCESS);
   static_assert(int{k_flag_coherent} == HSA_SVM_FLAG_COHERENT);
   static_assert(sizeof(HsaSystemProperties) == 4 * sizeof(std::uint32_t));
+  static_assert(sizeof(HsaVersionInfo) == 2 * sizeof(std::uint32_t));
+  static_assert(k_node_simds == offsetof(HsaNodeProperties, NumFComputeCores));
+  static_assert(k_node_location == offsetof(HsaNodeProperties, LocationId));
+  static_assert(k_node_domain == offsetof(HsaNodeProperties, Domain));
   static_assert(k_nowhere == INVALID_NODEID);
 #else
   GTEST_SKIP() << "no hsakmttypes.h (libhsakmt-dev) to compare with";
 #endif
 }
 
-// With AMD's real library and no driver: what is missing is said.
-TEST(KfdHere, libhsakmt_opens_or_says_why_not) {
+// Whatever this machine has: the way that is taken is said, and what it lacks.
+TEST(KfdHere, driver_opens_or_says_why_not) {
   std::string why;
-  if (Hsakmt::open(&why) == nullptr) {
-    EXPECT_GT(why.size(), 20u);
-    std::printf("%s\n", why.c_str());
-  }
+  const SvmDriver* const opened = SvmDriver::open(&why);
+  if (opened != nullptr) why = opened->way();
+  EXPECT_NE(why.find("by the kernel directly"), std::string::npos) << why;
+  std::printf("%s\n", why.c_str());
+}
+
+// With AMD's real library, too.
+TEST(KfdHere, libhsakmt_opens_or_says_why_not) {
+  void* const library = dlopen("libhsakmt.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) GTEST_SKIP() << "no libhsakmt.so.1 (libhsakmt1)";
+  ASSERT_EQ(Hsakmt::library_here(), library);
+  std::string why;
+  const std::unique_ptr<Hsakmt> opened = Hsakmt::make(library, &why);
+  if (opened != nullptr) why = opened->way();
+  EXPECT_NE(why.find("by libhsakmt"), std::string::npos) << why;
+  std::printf("%s\n", why.c_str());
 }
 
 // Whatever this machine has: the probe ends, and says something.

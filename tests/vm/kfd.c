@@ -27,7 +27,7 @@ int main(void) {
   struct hmmrt_kfd_smi_events events = {0};
   struct hmmrt_kfd_xnack xnack = {.enabled = -1};
   struct hmmrt_kfd_svm svm = {
-      .op = HMMRT_KFD_SVM_GET_ATTR, .attributes = 1, .attr_type = HMMRT_KFD_SVM_ATTR_GRANULARITY};
+      .op = HMMRT_KFD_SVM_GET_ATTR, .attributes = 1, .attribute = {{.type = HMMRT_KFD_SVM_ATTR_GRANULARITY}}};
   long page = sysconf(_SC_PAGESIZE);
   void* memory = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   int fd = open("/dev/kfd", O_RDWR | O_CLOEXEC);
@@ -44,7 +44,7 @@ int main(void) {
   expect("SMI_EVENTS of a gpu_id that nobody has", call(fd, HMMRT_KFD_SMI_EVENTS, &events), EINVAL);
   svm.start = (unsigned long)memory;
   svm.bytes = page;
-  expect("SVM get, in a kernel without HSA_AMD_SVM", call(fd, HMMRT_KFD_SVM, &svm), EPERM);
+  expect("SVM get, in a kernel without HSA_AMD_SVM", call(fd, HMMRT_KFD_SVM_WITH(1), &svm), EPERM);
   expect("XNACK mode, likewise", call(fd, HMMRT_KFD_XNACK, &xnack), EPERM);
   return bad;
 }

@@ -12,8 +12,12 @@
 
 enum {
   HMMRT_KFD_MAJOR = 1,
-  HMMRT_KFD_SVM_GET_ATTR = 1,         /* hmmrt_kfd_svm.op */
-  HMMRT_KFD_SVM_ATTR_GRANULARITY = 7, /* hmmrt_kfd_svm.attr_type */
+  HMMRT_KFD_MINOR_SVM = 5,
+  HMMRT_KFD_MINOR_REPORTS = 10,
+  HMMRT_KFD_SVM_SET_ATTR = 0,         /* hmmrt_kfd_svm.op */
+  HMMRT_KFD_SVM_GET_ATTR = 1,         /* ... */
+  HMMRT_KFD_SVM_ATTR_GRANULARITY = 7, /* hmmrt_kfd_svm_attribute.type; the others: svm_driver.hpp */
+  HMMRT_KFD_SVM_MOST = 32,            /* attributes of one call; the kernel takes more */
   HMMRT_KFD_CAP_SVM = 0x08000000      /* in a node's property "capability" */
 };
 
@@ -28,14 +32,18 @@ struct hmmrt_kfd_smi_events {
   __u32 fd;     /* from KFD */
 };
 
-/* With one attribute. The call takes any number of them, and the size in the request covers all. */
+struct hmmrt_kfd_svm_attribute {
+  __u32 type;
+  __u32 value; /* a GPU is its gpu_id; of locations, 0 is system memory and 0xffffffff none */
+};
+
+/* The size in the request covers those attributes that there are. */
 struct hmmrt_kfd_svm {
   __u64 start; /* of whole pages */
   __u64 bytes;
   __u32 op;
-  __u32 attributes; /* 1 */
-  __u32 attr_type;
-  __u32 attr_value;
+  __u32 attributes; /* how many of these: */
+  struct hmmrt_kfd_svm_attribute attribute[HMMRT_KFD_SVM_MOST];
 };
 
 struct hmmrt_kfd_xnack {
@@ -44,7 +52,9 @@ struct hmmrt_kfd_xnack {
 
 #define HMMRT_KFD_GET_VERSION _IOR('K', 0x01, struct hmmrt_kfd_version)
 #define HMMRT_KFD_SMI_EVENTS _IOWR('K', 0x1F, struct hmmrt_kfd_smi_events)
-#define HMMRT_KFD_SVM _IOWR('K', 0x20, struct hmmrt_kfd_svm)
+#define HMMRT_KFD_SVM_WITH(n)             \
+  _IOC(_IOC_READ | _IOC_WRITE, 'K', 0x20, \
+       sizeof(struct hmmrt_kfd_svm) - (HMMRT_KFD_SVM_MOST - (n)) * sizeof(struct hmmrt_kfd_svm_attribute))
 #define HMMRT_KFD_XNACK _IOWR('K', 0x21, struct hmmrt_kfd_xnack)
 
 #endif

@@ -50,7 +50,7 @@ Wish wish_of(Cause cause) {
 std::vector<kfd::SvmAttributes::Gpu> linked_gpus(const std::vector<kfd::KfdGpu>& gpus) {
   std::vector<kfd::SvmAttributes::Gpu> out;
   for (const kfd::KfdGpu& gpu : gpus) {
-    out.push_back({gpu.node, 0, gpu.apu});
+    out.push_back({gpu.gpu_id, 0, gpu.apu});
     for (std::size_t i = 0; i < gpus.size(); ++i) {
       const bool same = gpus[i].domain == gpu.domain && gpus[i].location == gpu.location;
       if (same || (gpu.hive != 0 && gpus[i].hive == gpu.hive)) {
@@ -91,7 +91,7 @@ Status KfdMirror::set_xnack(Xnack wanted) {
   bool on = false;
   if (const int status = driver_->get_xnack(&on); status != 0 && wanted != Xnack::as_it_is) {
     return fail(HMMRT_ERROR_NOT_SUPPORTED, "option xnack: the driver does not say whether faults are retried: %s",
-                kfd::Hsakmt::status_text(status));
+                kfd::svm_error_text(status));
   }
   if (wanted != Xnack::as_it_is && on != (wanted == Xnack::on)) {
     if (const int status = driver_->set_xnack(wanted == Xnack::on); status != 0) {
@@ -100,7 +100,7 @@ Status KfdMirror::set_xnack(Xnack wanted) {
           "option xnack is %s, but the driver refuses (%s): it is of the whole process, can change only while no "
           "queue on a GPU exists, and not every GPU has it (gfx90a and gfx94x have, RDNA has not). Set "
           "HSA_XNACK=%d before the program starts",
-          wanted == Xnack::on ? "on" : "off", kfd::Hsakmt::status_text(status), wanted == Xnack::on ? 1 : 0);
+          wanted == Xnack::on ? "on" : "off", kfd::svm_error_text(status), wanted == Xnack::on ? 1 : 0);
     }
     on = wanted == Xnack::on;
   }
@@ -110,7 +110,7 @@ Status KfdMirror::set_xnack(Xnack wanted) {
 
 Status KfdMirror::open(const KfdConfig& config) {
   std::string why;
-  driver_ = kfd::Hsakmt::open(&why);
+  driver_ = kfd::SvmDriver::open(&why);
   if (driver_ == nullptr) {
     return fail(HMMRT_ERROR_NOT_SUPPORTED, "no host mirror kfd: %s; %s", why.c_str(), kfd::probe().says.c_str());
   }
@@ -143,8 +143,8 @@ Status KfdMirror::open(const KfdConfig& config) {
   munmap(pointer(page), k_block_size);
   if (svm != 0) {
     return fail(HMMRT_ERROR_NOT_SUPPORTED,
-                "no host mirror kfd: this kernel's driver has no shared virtual memory (%s); %s",
-                kfd::Hsakmt::status_text(svm), kfd::probe().says.c_str());
+                "no host mirror kfd: this kernel's driver, asked %s, has no shared virtual memory (%s); %s",
+                driver_->way(), kfd::svm_error_text(svm), kfd::probe().says.c_str());
   }
   if (const Status s = set_xnack(config.xnack); !s.ok()) return s;
   if (config.only_with_xnack && !xnack()) {
@@ -154,20 +154,18 @@ Status KfdMirror::open(const KfdConfig& config) {
         "xnack=on turns them on where the GPU has them (gfx90a, gfx94x), option host_mirror=kfd takes it without");
   }
   int smi_error = 0;
-  for (std::size_t i = 0; i < ours.size(); ++i) {
+  for (const kfd::KfdGpu& gpu : ours) {
     int fd = -1;
-    if (const int error = driver_->open_smi(ours[i].node, gpus[i].gpu_id, k_reports, &fd); error != 0)
-      smi_error = error;
+    if (const int error = driver_->open_smi(gpu.gpu_id, k_reports, &fd); error != 0) smi_error = error;
     fds.push_back(fd);
   }
   reader_ = std::make_unique<kfd::SmiReader>(std::move(fds), std::move(gpus));
-  constexpr std::uint32_t k_cpu_node = 0;  // any CPU node stands for system memory
-  attributes_ =
-      std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), k_cpu_node, xnack(), config.on_change);
+  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), xnack(), config.on_change);
   on_reports_ = config.on_reports;
   info_.name = "kfd";
-  info_.path = xnack() ? "the driver, which retries faults (XNACK on)"
-                       : "the driver, which stops queues instead of retrying faults (XNACK off)";
+  info_.path =
+      std::string("the driver, asked ") + driver_->way() +
+      (xnack() ? ", which retries faults (XNACK on)" : ", which stops queues instead of retrying faults (XNACK off)");
   if (smi_error != 0) {
     info_.note = std::string("the driver's reports of faults and migrations cannot be read (") + strerror(smi_error) +
                  "): statistics stay empty and nothing is steered";

@@ -22,10 +22,10 @@
 #include <vector>
 
 #include "host/host_mirror.hpp"
-#include "host/kfd/hsakmt.hpp"
 #include "host/kfd/probe.hpp"
 #include "host/kfd/smi_reader.hpp"
 #include "host/kfd/svm_attributes.hpp"
+#include "host/kfd/svm_driver.hpp"
 #include "host/maps.hpp"
 
 namespace hmmrt {
@@ -104,7 +104,7 @@ class KfdMirror final : public HostMirror {
   PageMask send_pages(std::uintptr_t base, const PageMask& pages, Processor to, Wish wish);
 
   HostMirrorInfo info_;
-  const kfd::Hsakmt* driver_ = nullptr;
+  const kfd::SvmDriver* driver_ = nullptr;
   std::unique_ptr<kfd::SvmAttributes> attributes_;
   std::unique_ptr<kfd::SmiReader> reader_;
   std::function<void()> on_reports_;

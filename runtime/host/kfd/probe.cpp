@@ -21,8 +21,6 @@ namespace hmmrt::kfd {
 
 namespace {
 
-constexpr std::uint32_t k_svm_major = 1, k_svm_minor = 5;
-
 class File {
  public:
   explicit File(int fd) : fd_(fd) {}
@@ -131,8 +129,8 @@ int try_svm(const KfdSystem& system, int fd) {
   get.bytes = page;
   get.op = HMMRT_KFD_SVM_GET_ATTR;
   get.attributes = 1;
-  get.attr_type = HMMRT_KFD_SVM_ATTR_GRANULARITY;
-  const int error = system.ioctl(fd, HMMRT_KFD_SVM, &get) == 0 ? 0 : errno;
+  get.attribute[0].type = HMMRT_KFD_SVM_ATTR_GRANULARITY;
+  const int error = system.ioctl(fd, HMMRT_KFD_SVM_WITH(1), &get) == 0 ? 0 : errno;
   munmap(memory, page);
   return error;
 }
@@ -187,7 +185,7 @@ void say_gpus(const KfdSystem& system, int fd, Probe* out) {
   const std::string gpus = count(out->gpus.size(), "AMD GPU");
   const int svm_error = try_svm(system, fd);
   if (svm_error != 0) {
-    const bool old = out->version_major == k_svm_major && out->version_minor < k_svm_minor;
+    const bool old = out->version_minor < HMMRT_KFD_MINOR_SVM;
     say(out, Rung::no_svm,
         gpus + ", but this kernel's driver has no shared virtual memory (" + words(svm_error) + "): use a kernel " +
             (old ? "of 5.14 or later with " : "with ") +

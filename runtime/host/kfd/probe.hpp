@@ -28,8 +28,8 @@ enum class Rung : std::uint8_t {
 const char* rung_name(Rung rung) noexcept;
 
 struct KfdGpu {
-  std::uint32_t node = 0;         // the topology's number, what SVM attributes call it in libhsakmt
-  std::uint32_t gpu_id = 0;       // the driver's number, what SMI events call it
+  std::uint32_t node = 0;         // the topology's number; libhsakmt may count otherwise
+  std::uint32_t gpu_id = 0;       // the driver's number, in SVM attributes and SMI events
   std::uint32_t gfx_version = 0;  // as in gfx_target_version: 90402 for gfx942
   std::uint32_t domain = 0;       // of its PCI address
   std::uint32_t location = 0;     // ... bus << 8 | device << 3 | function

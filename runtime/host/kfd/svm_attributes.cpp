@@ -27,9 +27,9 @@ class List {
 
 }  // namespace
 
-SvmAttributes::SvmAttributes(const Hsakmt& driver, std::vector<Gpu> gpus, std::uint32_t cpu_node, bool xnack,
+SvmAttributes::SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack,
                              std::function<void(const AttributeChange&)> report)
-    : driver_(driver), gpus_(std::move(gpus)), cpu_node_(cpu_node), xnack_(xnack), report_(std::move(report)) {}
+    : driver_(driver), gpus_(std::move(gpus)), xnack_(xnack), report_(std::move(report)) {}
 
 bool SvmAttributes::allowed(Wish wish, unsigned changes) {
   if (!may_be_refused(wish)) return true;
@@ -55,7 +55,7 @@ bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAtt
   } else if ((change.status = driver_.set(addr, bytes, attributes)) != 0) {
     change.outcome = Outcome::refused;
     (void)fail(HMMRT_ERROR_SYSTEM, "attributes of [%#zx, +%zu) for %s: %s", addr, bytes, wish_name(wish),
-               Hsakmt::status_text(change.status));
+               svm_error_text(change.status));
   }
   report_(change);
   return change.outcome == Outcome::done;
@@ -63,14 +63,14 @@ bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAtt
 
 bool SvmAttributes::manage(std::uintptr_t addr, std::size_t bytes) {
   List list;
-  for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.node);
+  for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.gpu_id);
   list.add(SvmAttr::set_flags, k_flag_host_access | k_flag_coherent);
   return set(addr, bytes, list.span(), Wish::managed);
 }
 
 bool SvmAttributes::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order) {
   List list;
-  list.add(SvmAttr::prefetch_location, node_of(to));
+  list.add(SvmAttr::prefetch_location, location_of(to));
   if (order != 0) {
     list.add(SvmAttr::granularity, order);
     const std::lock_guard guard(lock_);
@@ -99,9 +99,9 @@ bool SvmAttributes::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
   fresh.for_each_run([&](unsigned first, unsigned count) {
     if (!all) return;
     List list;
-    list.add(SvmAttr::preferred_location, cpu_node_);
-    for (const Gpu& gpu : gpus_) list.add(SvmAttr::access_in_place, gpu.node);
-    list.add(SvmAttr::prefetch_location, cpu_node_);
+    list.add(SvmAttr::preferred_location, k_system_memory);
+    for (const Gpu& gpu : gpus_) list.add(SvmAttr::access_in_place, gpu.gpu_id);
+    list.add(SvmAttr::prefetch_location, k_system_memory);
     all = set(base + first * k_page_size, count * k_page_size, list.span(), wish, is_allowed);
   });
   if (!all && !is_allowed) return false;
@@ -157,12 +157,12 @@ bool SvmAttributes::restore(std::uintptr_t base, const PageMask& pages, const Kn
       }
       List list;
       const Processor preferred = known.preferred[page];
-      list.add(SvmAttr::preferred_location, preferred == k_no_processor ? k_nowhere : node_of(preferred));
+      list.add(SvmAttr::preferred_location, preferred == k_no_processor ? k_nowhere : location_of(preferred));
       for (unsigned d = 0; d < gpus_.size(); ++d) {
         const bool in_place = (known.accessed_by[page] & set_of(device_processor(d))) != 0;
-        list.add(in_place ? SvmAttr::access_in_place : SvmAttr::access, gpus_[d].node);
+        list.add(in_place ? SvmAttr::access_in_place : SvmAttr::access, gpus_[d].gpu_id);
       }
-      list.add(SvmAttr::prefetch_location, node_of(where));
+      list.add(SvmAttr::prefetch_location, location_of(where));
       all = set(base + page * k_page_size, (end - page) * k_page_size, list.span(), wish) && all;
       page = end;
     }
@@ -246,9 +246,9 @@ void SvmAttributes::reset(std::uintptr_t base, const PageMask& pages, bool gone)
   changed.for_each_run([&](unsigned first, unsigned count) {
     List list;
     list.add(SvmAttr::preferred_location, k_nowhere);
-    for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.node);
+    for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.gpu_id);
     list.add(SvmAttr::granularity, k_driver_granularity);
-    list.add(SvmAttr::prefetch_location, cpu_node_);
+    list.add(SvmAttr::prefetch_location, k_system_memory);
     (void)set(base + first * k_page_size, count * k_page_size, list.span(), Wish::managed);
   });
 }

@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "host/host_mirror.hpp"
-#include "host/kfd/hsakmt.hpp"
+#include "host/kfd/svm_driver.hpp"
 
 namespace hmmrt::kfd {
 
@@ -36,7 +36,7 @@ struct AttributeChange {
   SvmAttribute attribute{};  // the first of the change
   Wish wish = Wish::managed;
   Outcome outcome = Outcome::done;
-  int status = 0;  // the driver's, where refused
+  int status = 0;  // errno, where refused
 };
 
 class SvmAttributes {
@@ -44,13 +44,13 @@ class SvmAttributes {
   static constexpr std::uint64_t k_per_second = 1000, k_burst = 256;
 
   struct Gpu {
-    std::uint32_t node = 0;
+    std::uint32_t gpu_id = 0;
     ProcessorSet linked = 0;  // devices that reach its memory
     bool apu = false;
   };
 
   // gpus[i]: the context's device i. `report` is called after every change, from any thread.
-  SvmAttributes(const Hsakmt& driver, std::vector<Gpu> gpus, std::uint32_t cpu_node, bool xnack,
+  SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack,
                 std::function<void(const AttributeChange&)> report);
 
   // The GPUs may use the memory, wherever it is.
@@ -75,7 +75,7 @@ class SvmAttributes {
     std::array<ProcessorSet, k_block_pages> accessed_by{};
     Known() { preferred.fill(k_no_processor); }
   };
-  std::uint32_t node_of(Processor p) const { return p == k_cpu ? cpu_node_ : gpus_[p - 1u].node; }
+  std::uint32_t location_of(Processor p) const { return p == k_cpu ? k_system_memory : gpus_[p - 1u].gpu_id; }
   // Sets attributes[0..]; reports; the failure text is set when it returns false. A refusal may come when part is done.
   bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish, bool is_allowed);
   bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish) {
@@ -86,9 +86,8 @@ class SvmAttributes {
   bool restore(std::uintptr_t base, const PageMask& pages, const Known& known, Processor where, Wish wish);
   Known& known(std::uintptr_t base);  // lock_ held
 
-  const Hsakmt& driver_;
+  const SvmDriver& driver_;
   const std::vector<Gpu> gpus_;
-  const std::uint32_t cpu_node_;
   const bool xnack_;
   const std::function<void(const AttributeChange&)> report_;
   mutable std::mutex lock_;

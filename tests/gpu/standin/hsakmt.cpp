@@ -8,6 +8,8 @@
 //   HMMRT_TEST_KFD_SVM=0          a kernel without HSA_AMD_SVM
 //   HMMRT_TEST_KFD_HIVE=1         the GPUs are linked: each reaches the others' memory
 //   HMMRT_TEST_KFD_APU=1          the GPUs' memory is the CPU's: nothing ever moves (Linux 6.10 and later)
+//   HMMRT_TEST_KFD_HIDDEN=1       before the GPUs comes one whose render node this process may not open: the topology has
+//                                 it, and this library counts without it
 //   HMMRT_TEST_KFD_SMI_OPEN=0     hsaKmtOpenSMI() fails
 //   HMMRT_TEST_KFD_FAIL=NAME[:N]  the call NAME fails: always, or its N-th time only
 //   HMMRT_TEST_KFD_SMI..., _FIFO  see smi_lines.hpp; HMMRT_TEST_HIP_DEVICES, _MEMORY: see hip.cpp
@@ -41,6 +43,7 @@ std::uint64_t number(const char* name, std::uint64_t otherwise) {
 bool is_on() { return number("HMMRT_TEST_KFD", 0) != 0; }
 bool has_svm() { return number("HMMRT_TEST_KFD_SVM", 1) != 0; }
 bool hive() { return number("HMMRT_TEST_KFD_HIVE", 0) != 0; }
+std::uint32_t hidden() { return number("HMMRT_TEST_KFD_HIDDEN", 0) != 0; }
 bool apu() { return number("HMMRT_TEST_KFD_APU", 0) != 0; }
 bool xnack_possible() {
   const char* text = std::getenv("HMMRT_TEST_KFD_XNACK");
@@ -85,16 +88,18 @@ constexpr std::uint32_t k_gfx = 90010;
 char g_topology[256];  // no constructor: written before those of this library have run
 pid_t g_owner = 0;
 
-void write_node(std::uint32_t node) {
-  const std::filesystem::path at = std::filesystem::path(g_topology) / std::to_string(node);
+// A GPU or the CPU (gpu_id 0), as the directory of this number.
+void write_node(std::uint32_t directory, std::uint32_t gpu_id, std::uint32_t location) {
+  const std::filesystem::path at = std::filesystem::path(g_topology) / std::to_string(directory);
+  const bool gpu = gpu_id != 0;
   std::filesystem::create_directories(at);
-  std::ofstream(at / "gpu_id") << standin::gpu_id(node) << '\n';
-  std::ofstream(at / "name") << (node != 0 ? "standin" : "") << '\n';
-  std::ofstream(at / "properties") << "cpu_cores_count " << (node == 0 || apu() ? 2 : 0) << "\nsimd_count "
-                                   << (node == 0 ? 0 : 4) << "\nmem_banks_count 1\ncaches_count 0\nio_links_count 0\n"
-                                   << "capability " << (node == 0 ? 0 : capability().Value) << "\ngfx_target_version "
-                                   << (node == 0 ? 0 : k_gfx) << "\nlocation_id " << (node << 8)
-                                   << "\ndomain 0\nhive_id " << (node != 0 && hive() ? 77 : 0) << '\n';
+  std::ofstream(at / "gpu_id") << gpu_id << '\n';
+  std::ofstream(at / "name") << (gpu ? "standin" : "") << '\n';
+  std::ofstream(at / "properties") << "cpu_cores_count " << (!gpu || apu() ? 2 : 0) << "\nsimd_count " << (gpu ? 4 : 0)
+                                   << "\nmem_banks_count 1\ncaches_count 0\nio_links_count 0\n"
+                                   << "capability " << (gpu ? capability().Value : 0) << "\ngfx_target_version "
+                                   << (gpu ? k_gfx : 0) << "\nlocation_id " << location << "\ndomain 0\nhive_id "
+                                   << (gpu && hive() ? 77 : 0) << '\n';
 }
 
 // What remains at the end is brought home: leak checkers look at all memory, with every other thread stopped.
@@ -118,7 +123,9 @@ void make_topology() {
     g_owner = getpid();
     std::atexit(&at_end);
   }
-  for (std::uint32_t node = 0; node <= gpus(); ++node) write_node(node);
+  write_node(0, 0, 0);
+  if (hidden() != 0) write_node(1, 0x2000, 0xff00);
+  for (std::uint32_t node = 1; node <= gpus(); ++node) write_node(hidden() + node, standin::gpu_id(node), node << 8);
   setenv("HMMRT_TEST_KFD_TOPOLOGY", g_topology, 0);
 }
 
@@ -168,6 +175,12 @@ HSAKMT_STATUS hsaKmtCloseKFD() {
   const std::lock_guard guard(g_lock);
   NEEDS_OPEN;
   --g_open;
+  return HSAKMT_STATUS_SUCCESS;
+}
+HSAKMT_STATUS hsaKmtGetVersion(HsaVersionInfo* out) {
+  MAY_FAIL;
+  NEEDS_OPEN;
+  *out = {1, 14};
   return HSAKMT_STATUS_SUCCESS;
 }
 HSAKMT_STATUS hsaKmtAcquireSystemProperties(HsaSystemProperties* out) {

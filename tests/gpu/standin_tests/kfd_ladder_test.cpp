@@ -69,6 +69,26 @@ void prefetch_of_two(bool moves) {
   }
   for (const std::uint32_t v : b) ASSERT_EQ(v, 3u);
 }
+// A container with some of the machine's GPUs: libhsakmt counts those.
+TEST(GpuChild, DISABLED_behind_a_hidden_one) {
+  hmmrt::context c({{"device", "gpu:0,gpu:1"}, {"host_mirror", "kfd"}, {"log_level", "off"}});
+  EXPECT_NE(std::string(c.info().host_path).find("by libhsakmt"), std::string::npos);
+  Buffer b(c, k_block / 4);
+  for (auto& v : b) v = 1;
+  for (const unsigned device : {1u, 0u}) {
+    c.prefetch(b.data(), b.bytes(), static_cast<int>(device));
+    EXPECT_EQ(hmmrt_standin_where(b.data()), k_gpu + device);
+    c.advise(b.data(), b.bytes(), HMMRT_ADVISE_SET_PREFERRED_LOCATION, static_cast<int>(device));
+    EXPECT_EQ(hmmrt_standin_attributes(b.data()).preferred, k_gpu + device);
+  }
+  EXPECT_EQ(c.stats().attribute_changes_refused, 0u);
+  const hmmrt::stream s(c, 1);
+  s.launch("add", b.size(), AddOne{b.gpu()});
+  s.synchronize();
+  (void)c.stats();
+  EXPECT_GT(c.stats().driver_reports, 0u);
+  for (const std::uint32_t v : b) ASSERT_EQ(v, 2u);
+}
 TEST(GpuChild, DISABLED_two_of_one_hive) { prefetch_of_two(true); }
 TEST(GpuChild, DISABLED_two_strangers) { prefetch_of_two(false); }
 TEST(GpuChild, DISABLED_insists_on_xnack) {
@@ -165,6 +185,10 @@ TEST(KfdTwo, are_sent_memory_only_where_both_reach_it) {
   EXPECT_EQ(in_child_with("two_strangers", {{"HMMRT_TEST_HIP_DEVICES", "2"}, {"HMMRT_TEST_KFD_XNACK", "0"}}), 0);
 }
 
+TEST(KfdTwo, are_told_apart_behind_a_hidden_one) {
+  EXPECT_EQ(in_child_with("behind_a_hidden_one", {{"HMMRT_TEST_HIP_DEVICES", "2"}, {"HMMRT_TEST_KFD_HIDDEN", "1"}}), 0);
+}
+
 TEST(KfdReports, may_be_lost_damaged_or_of_another_kernel) {
   EXPECT_EQ(in_child_with("loses_reports", {{"HMMRT_TEST_KFD_SMI_DROP", "3"}}), 0);
   EXPECT_EQ(in_child_with("uses_kfd", {{"HMMRT_TEST_KFD_FIFO", "200"}}), 0);
@@ -197,7 +221,8 @@ TEST_P(KfdFailure, may_come_at_any_time) {
 }
 
 INSTANTIATE_TEST_SUITE_P(of, KfdFailure,
-                         ::testing::Values("hsaKmtOpenKFD", "hsaKmtCloseKFD", "hsaKmtAcquireSystemProperties",
+                         ::testing::Values("hsaKmtOpenKFD", "hsaKmtCloseKFD", "hsaKmtGetVersion",
+                                           "hsaKmtAcquireSystemProperties", "hsaKmtGetNodeProperties",
                                            "hsaKmtReleaseSystemProperties", "hsaKmtSVMSetAttr", "hsaKmtSVMGetAttr",
                                            "hsaKmtGetXNACKMode", "hsaKmtSetXNACKMode", "hsaKmtOpenSMI"),
                          [](const auto& param_info) { return std::string(param_info.param); });
