@@ -179,9 +179,9 @@ Status Context::make_host(const std::vector<unsigned>& gpus) {
 std::unique_ptr<HostMirror> Context::make_kfd(const std::vector<unsigned>& gpus, Status* status) {
   KfdConfig config;
   for (const unsigned gpu : gpus) {
-    KfdConfig::Pci pci{};
-    if (*status = gpu_pci(gpu, &pci.domain, &pci.location); !status->ok()) return nullptr;
-    config.gpus.push_back(pci);
+    gpu::Place place;
+    if (*status = gpu_place(gpu, &place); !status->ok()) return nullptr;
+    config.gpus.push_back({place.domain, place.location, place.integrated});
   }
   config.xnack = settings_.xnack == "on" ? Xnack::on : settings_.xnack == "off" ? Xnack::off : Xnack::as_it_is;
   config.only_with_xnack = settings_.host_mirror == "auto" && config.xnack != Xnack::off;

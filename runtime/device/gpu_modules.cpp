@@ -92,11 +92,11 @@ const gpu::Module* module_of(unsigned ordinal, Status* status) {
 
 }  // namespace
 
-Status gpu_pci(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location) {
+Status gpu_place(unsigned ordinal, gpu::Place* out) {
   Status status;
   const gpu::Module* module = module_of(ordinal, &status);
   if (module == nullptr) return status;
-  if (module->pci(ordinal, domain, location)) return {};
+  if (module->place(ordinal, out)) return {};
   return fail(HMMRT_ERROR_SYSTEM, "%s does not say where GPU %u is", module->vendor, ordinal);
 }
 

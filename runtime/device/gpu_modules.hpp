@@ -25,8 +25,8 @@ std::span<const GpuModule> gpu_modules();
 // HMMRT_ERROR_INVALID_DEVICE: fewer GPUs; HMMRT_ERROR_SYSTEM: the vendor's runtime refuses.
 // `warn` is called, from any thread, with what users should know.
 std::unique_ptr<Device> make_gpu_device(const gpu::DeviceConfig& config, void (*warn)(const char*), Status* status);
-// Where that GPU is: PCI domain, and bus << 8 | device << 3 | function. The same errors.
-Status gpu_pci(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location);
+// Where that GPU is. The same errors.
+Status gpu_place(unsigned ordinal, gpu::Place* out);
 // How many there are.
 unsigned gpu_count();
 

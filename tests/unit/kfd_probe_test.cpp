@@ -255,6 +255,16 @@ TEST_F(KfdProbe, gpus_come_by_node_with_both_their_numbers) {
   EXPECT_FALSE(p.gpus[1].svm);
 }
 
+TEST_F(KfdProbe, a_gpu_in_one_node_with_a_cpu_has_its_memory) {
+  gpu_node(1, 4660);
+  write("nodes/2/gpu_id", "4661\n");
+  write("nodes/2/properties", "cpu_cores_count 4\nsimd_count 32\n");
+  const Probe p = probe(system_);
+  ASSERT_EQ(p.gpus.size(), 2u);
+  EXPECT_FALSE(p.gpus[0].apu);
+  EXPECT_TRUE(p.gpus[1].apu);
+}
+
 TEST_F(KfdProbe, odd_files_in_the_topology_are_passed_over) {
   cpu_node(0);
   write("nodes/generation_id", "3\n");

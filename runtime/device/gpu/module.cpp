@@ -31,12 +31,13 @@ std::string describe(unsigned ordinal) {
   return text + ", " + std::to_string(properties.totalGlobalMem >> 20) + " MiB";
 }
 
-bool pci(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location) {
+bool place(unsigned ordinal, Place* out) {
   DeviceProperties properties{};
   if (GPU(GetDeviceProperties)(&properties, static_cast<int>(ordinal)) != k_success) return false;
-  *domain = static_cast<std::uint32_t>(properties.pciDomainID);
-  *location = static_cast<std::uint32_t>(properties.pciBusID) << 8 | static_cast<std::uint32_t>(properties.pciDeviceID)
-                                                                         << 3;
+  out->domain = static_cast<std::uint32_t>(properties.pciDomainID);
+  out->location =
+      static_cast<std::uint32_t>(properties.pciBusID) << 8 | static_cast<std::uint32_t>(properties.pciDeviceID) << 3;
+  out->integrated = properties.integrated != 0;
   return true;
 }
 
@@ -44,7 +45,7 @@ std::unique_ptr<hmmrt::Device> make(const DeviceConfig& config, const Services& 
   return config.driven ? SvmDevice::make(config, services) : GpuDevice::make(config, services);
 }
 
-constexpr Module k_module{k_module_abi, HMMRT_BUILD, HMMRT_GPU_VENDOR, &count, &describe, &pci, &make};
+constexpr Module k_module{k_module_abi, HMMRT_BUILD, HMMRT_GPU_VENDOR, &count, &describe, &place, &make};
 
 }  // namespace
 

@@ -13,7 +13,7 @@
 namespace hmmrt::gpu {
 
 inline constexpr const char k_module_symbol[] = "hmmrt_gpu_module";
-inline constexpr std::uint32_t k_module_abi = 2;
+inline constexpr std::uint32_t k_module_abi = 3;
 
 // What the library lends to a module: a module has copies of the lower rooms, and so texts of its own.
 struct Services {
@@ -32,6 +32,11 @@ struct DeviceConfig {
   const void* peers = nullptr;  // GPUs with the same value here, one context's, copy from each other; null: from none
 };
 
+struct Place {
+  std::uint32_t domain = 0, location = 0;  // PCI: domain, and bus << 8 | device << 3
+  bool integrated = false;                 // its memory is the CPU's
+};
+
 struct Module {
   std::uint32_t abi = k_module_abi;
   const char* build = "";   // version of the project that built it
@@ -40,8 +45,8 @@ struct Module {
   int (*count)(std::string* why) = nullptr;
   // One line about a GPU: name, architecture, memory.
   std::string (*describe)(unsigned ordinal) = nullptr;
-  // Where it is: PCI domain, and bus << 8 | device << 3 | function. False: the vendor does not say.
-  bool (*pci)(unsigned ordinal, std::uint32_t* domain, std::uint32_t* location) = nullptr;
+  // Where it is. False: the vendor does not say.
+  bool (*place)(unsigned ordinal, Place* out) = nullptr;
   // Null: the services' fail() has been called.
   std::unique_ptr<Device> (*make)(const DeviceConfig& config, const Services& services) = nullptr;
 };

@@ -133,6 +133,7 @@ Status KfdMirror::open(const KfdConfig& config) {
                   kfd::probe().says.c_str());
     }
     ours.push_back(*it);
+    ours.back().apu = it->apu || pci.integrated;
     gpus.push_back({it->gpu_id, device_processor(static_cast<unsigned>(i))});
   }
   // Asks for an attribute, and sets none.

@@ -33,10 +33,11 @@ namespace hmmrt {
 enum class Xnack : std::uint8_t { as_it_is, on, off };
 
 struct KfdConfig {
-  struct Pci {  // of the context's devices, in order
-    std::uint32_t domain, location;
+  struct Gpu {                       // of the context's devices, in order; as HIP says
+    std::uint32_t domain, location;  // PCI: domain, and bus << 8 | device << 3
+    bool integrated;                 // its memory is the CPU's
   };
-  std::vector<Pci> gpus;
+  std::vector<Gpu> gpus;
   Xnack xnack = Xnack::as_it_is;
   bool only_with_xnack = false;  // without it, nothing migrates unless it is asked for
   // Called when reports wait for fetch_records(); from the event thread.

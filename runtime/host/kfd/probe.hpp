@@ -35,7 +35,7 @@ struct KfdGpu {
   std::uint32_t location = 0;     // ... bus << 8 | device << 3 | function
   std::uint64_t hive = 0;         // GPUs of one hive reach each other's memory; 0: of none
   bool svm = false;
-  bool apu = false;  // its memory is the CPU's
+  bool apu = false;  // one node with a CPU, whose memory it has; an APU may also look like any other GPU (MI300A)
 };
 
 struct Probe {

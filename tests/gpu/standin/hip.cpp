@@ -7,6 +7,7 @@
 //   HMMRT_TEST_HIP_DEVICES=N     how many GPUs there are (1)
 //   HMMRT_TEST_HIP_MEMORY=BYTES  memory of each (1G)
 //   HMMRT_TEST_HIP_FAIL=NAME[:N] the call NAME fails: always, or its N-th time only
+//   HMMRT_TEST_KFD_APU=1         the GPUs say that they are integrated
 #define __HIP_PLATFORM_AMD__
 #include <hip/hip_runtime_api.h>
 #include <linux/io_uring.h>
@@ -231,6 +232,8 @@ hipError_t hipGetDeviceProperties(hipDeviceProp_t* out, int device) {
   out->multiProcessorCount = 4;
   out->warpSize = 64;
   out->pciBusID = device + 1;  // of domain and device 0
+  const char* const apu = std::getenv("HMMRT_TEST_KFD_APU");
+  out->integrated = apu != nullptr && std::strcmp(apu, "0") != 0 ? 1 : 0;
   return hipSuccess;
 }
 hipError_t hipDeviceGetAttribute(int* out, hipDeviceAttribute_t which, int device) {

@@ -7,7 +7,7 @@
 //   HMMRT_TEST_KFD_XNACK=0|1|never  whether GPUs' faults are retried at first (1); never: nor can be
 //   HMMRT_TEST_KFD_SVM=0          a kernel without HSA_AMD_SVM
 //   HMMRT_TEST_KFD_HIVE=1         the GPUs are linked: each reaches the others' memory
-//   HMMRT_TEST_KFD_APU=1          the GPUs' memory is the CPU's: nothing ever moves (Linux 6.10 and later)
+//   HMMRT_TEST_KFD_APU=1          the GPUs' memory is the CPU's: nothing ever moves (Linux 6.10 and later). Only HIP says so
 //   HMMRT_TEST_KFD_HIDDEN=1       before the GPUs comes one whose render node this process may not open: the topology has
 //                                 it, and this library counts without it
 //   HMMRT_TEST_KFD_SMI_OPEN=0     hsaKmtOpenSMI() fails
@@ -95,7 +95,7 @@ void write_node(std::uint32_t directory, std::uint32_t gpu_id, std::uint32_t loc
   std::filesystem::create_directories(at);
   std::ofstream(at / "gpu_id") << gpu_id << '\n';
   std::ofstream(at / "name") << (gpu ? "standin" : "") << '\n';
-  std::ofstream(at / "properties") << "cpu_cores_count " << (!gpu || apu() ? 2 : 0) << "\nsimd_count " << (gpu ? 4 : 0)
+  std::ofstream(at / "properties") << "cpu_cores_count " << (gpu ? 0 : 2) << "\nsimd_count " << (gpu ? 4 : 0)
                                    << "\nmem_banks_count 1\ncaches_count 0\nio_links_count 0\n"
                                    << "capability " << (gpu ? capability().Value : 0) << "\ngfx_target_version "
                                    << (gpu ? k_gfx : 0) << "\nlocation_id " << location << "\ndomain 0\nhive_id "
