@@ -12,6 +12,7 @@
 #include <cstring>
 #include <ctime>
 
+#include "host/kfd/kfd_abi.h"
 #include "space/park.hpp"
 
 namespace hmmrt {
@@ -170,6 +171,10 @@ Status KfdMirror::open(const KfdConfig& config) {
   if (smi_error != 0) {
     info_.note = std::string("the driver's reports of faults and migrations cannot be read (") + strerror(smi_error) +
                  "): statistics stay empty and nothing is steered";
+  } else if (driver_->minor() < HMMRT_KFD_MINOR_REPORTS) {
+    info_.note = "this kernel's driver (KFD 1." + std::to_string(driver_->minor()) +
+                 ") makes no reports of faults and migrations, as Linux 6.0 and later do: statistics stay empty and "
+                 "nothing is steered";
   }
   if (!xnack()) {
     info_.note += (info_.note.empty() ? "" : "; ") +

@@ -10,6 +10,7 @@
 //   HMMRT_TEST_KFD_APU=1          the GPUs' memory is the CPU's: nothing ever moves (Linux 6.10 and later). Only HIP says so
 //   HMMRT_TEST_KFD_HIDDEN=1       before the GPUs comes one whose render node this process may not open: the topology has
 //                                 it, and this library counts without it
+//   HMMRT_TEST_KFD_MINOR=N        version 1.N of the driver (14)
 //   HMMRT_TEST_KFD_SMI_OPEN=0     hsaKmtOpenSMI() fails
 //   HMMRT_TEST_KFD_FAIL=NAME[:N]  the call NAME fails: always, or its N-th time only
 //   HMMRT_TEST_KFD_SMI..., _FIFO  see smi_lines.hpp; HMMRT_TEST_HIP_DEVICES, _MEMORY: see hip.cpp
@@ -180,7 +181,7 @@ HSAKMT_STATUS hsaKmtCloseKFD() {
 HSAKMT_STATUS hsaKmtGetVersion(HsaVersionInfo* out) {
   MAY_FAIL;
   NEEDS_OPEN;
-  *out = {1, 14};
+  *out = {1, static_cast<HSAuint32>(number("HMMRT_TEST_KFD_MINOR", 14))};
   return HSAKMT_STATUS_SUCCESS;
 }
 HSAKMT_STATUS hsaKmtAcquireSystemProperties(HsaSystemProperties* out) {

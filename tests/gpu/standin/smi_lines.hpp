@@ -5,6 +5,7 @@
 //   HMMRT_TEST_KFD_SMI=6.1|7.2    whose lines and whose buffer (6.1: 1 KiB; 7.2: 8 KiB)
 //   HMMRT_TEST_KFD_FIFO=BYTES     another buffer
 //   HMMRT_TEST_KFD_SMI_DROP=N     every N-th line is lost
+//   HMMRT_TEST_KFD_MINOR=N        below 10: takes any mask, and has none of these lines
 //   HMMRT_TEST_KFD_SMI_NOISE=N    before every N-th line comes one that is damaged or unknown
 // Thread: one at a time; the driver's lock is held.
 #pragma once
@@ -56,7 +57,7 @@ class SmiLines {
   static bool closed(Listener* listener);
 
   std::array<Listener, 32> listeners_;
-  bool new_ = false;
+  bool new_ = false, silent_ = false;
   std::size_t fifo_ = 1024;
   std::uint64_t drop_ = 0, noise_ = 0;
   std::uint64_t lines_ = 0, lost_ = 0;

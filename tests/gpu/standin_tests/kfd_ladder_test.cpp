@@ -44,6 +44,13 @@ TEST(GpuChild, DISABLED_hears_nothing) {
     EXPECT_EQ(c.stats().driver_reports, 0u);
   });
 }
+TEST(GpuChild, DISABLED_has_an_older_kernel) {
+  use("kfd", [](hmmrt::context& c) {
+    EXPECT_NE(std::string(c.info().host_note).find("KFD 1.9"), std::string::npos) << c.info().host_note;
+    EXPECT_NE(std::string(c.info().host_note).find("nothing is steered"), std::string::npos);
+    EXPECT_EQ(c.stats().driver_reports, 0u);
+  });
+}
 TEST(GpuChild, DISABLED_without_xnack) {
   setenv("HMMRT_HOST_MIRROR", "kfd", 1);
   use("kfd", [](hmmrt::context& c) {
@@ -161,6 +168,9 @@ TEST(KfdLadder, no_driver_is_degraded_from) {
 }
 TEST(KfdLadder, without_reports_it_works_and_says_so) {
   EXPECT_EQ(in_child_with("hears_nothing", {{"HMMRT_TEST_KFD_SMI_OPEN", "0"}}), 0);
+}
+TEST(KfdLadder, a_kernel_without_reports_works_and_is_said_to_be_one) {
+  EXPECT_EQ(in_child_with("has_an_older_kernel", {{"HMMRT_TEST_KFD_MINOR", "9"}}), 0);
 }
 
 TEST(GpuChild, DISABLED_apu) {
