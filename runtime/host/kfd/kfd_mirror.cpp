@@ -62,6 +62,9 @@ std::vector<kfd::SvmAttributes::Gpu> linked_gpus(const std::vector<kfd::KfdGpu>&
   return out;
 }
 
+// Of a location: HIP tells neither the function nor the partition.
+constexpr std::uint32_t k_bus_and_device = 0xfff8;
+
 PageOutcome all_done(const PageMask& pages) {
   PageOutcome out;
   out.done = pages;
@@ -121,9 +124,16 @@ Status KfdMirror::open(const KfdConfig& config) {
   std::vector<int> fds;
   for (std::size_t i = 0; i < config.gpus.size(); ++i) {
     const auto& pci = config.gpus[i];
-    const auto it = std::find_if(known.begin(), known.end(), [&](const kfd::KfdGpu& g) {
-      return g.domain == pci.domain && (g.location & ~7u) == (pci.location & ~7u);
-    });
+    const auto here = [&](const kfd::KfdGpu& g) {
+      return g.domain == pci.domain && (g.location & k_bus_and_device) == (pci.location & k_bus_and_device);
+    };
+    const auto it = std::find_if(known.begin(), known.end(), here);
+    if (const auto parts = std::count_if(known.begin(), known.end(), here); parts > 1) {
+      return fail(HMMRT_ERROR_NOT_SUPPORTED,
+                  "no host mirror kfd: the driver has %td GPUs at PCI %x:%x:%x, partitions of one (as in MI300's CPX "
+                  "mode), and HIP does not say which of them GPU %zu is: use the GPU unpartitioned (SPX)",
+                  parts, pci.domain, pci.location >> 8, pci.location >> 3 & 31u, i);
+    }
     if (it == known.end()) {
       return fail(HMMRT_ERROR_NOT_SUPPORTED, "no host mirror kfd: the driver's topology has no GPU at PCI %x:%x:%x",
                   pci.domain, pci.location >> 8, pci.location >> 3 & 31u);

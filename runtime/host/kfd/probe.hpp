@@ -32,7 +32,7 @@ struct KfdGpu {
   std::uint32_t gpu_id = 0;       // the driver's number, in SVM attributes and SMI events
   std::uint32_t gfx_version = 0;  // as in gfx_target_version: 90402 for gfx942
   std::uint32_t domain = 0;       // of its PCI address
-  std::uint32_t location = 0;     // ... bus << 8 | device << 3 | function
+  std::uint32_t location = 0;     // ... bus << 8 | device << 3 | function; bits 28 to 31: which partition of one GPU
   std::uint64_t hive = 0;         // GPUs of one hive reach each other's memory; 0: of none
   bool svm = false;
   bool apu = false;  // one node with a CPU, whose memory it has; an APU may also look like any other GPU (MI300A)

@@ -10,6 +10,7 @@
 //   HMMRT_TEST_KFD_APU=1          the GPUs' memory is the CPU's: nothing ever moves (Linux 6.10 and later). Only HIP says so
 //   HMMRT_TEST_KFD_HIDDEN=1       before the GPUs comes one whose render node this process may not open: the topology has
 //                                 it, and this library counts without it
+//   HMMRT_TEST_KFD_PARTITIONS=1   each GPU is the first part of one: the topology has another at its place
 //   HMMRT_TEST_KFD_MINOR=N        version 1.N of the driver (14)
 //   HMMRT_TEST_KFD_SMI_OPEN=0     hsaKmtOpenSMI() fails
 //   HMMRT_TEST_KFD_FAIL=NAME[:N]  the call NAME fails: always, or its N-th time only
@@ -45,6 +46,7 @@ bool is_on() { return number("HMMRT_TEST_KFD", 0) != 0; }
 bool has_svm() { return number("HMMRT_TEST_KFD_SVM", 1) != 0; }
 bool hive() { return number("HMMRT_TEST_KFD_HIVE", 0) != 0; }
 std::uint32_t hidden() { return number("HMMRT_TEST_KFD_HIDDEN", 0) != 0; }
+bool partitions() { return number("HMMRT_TEST_KFD_PARTITIONS", 0) != 0; }
 bool apu() { return number("HMMRT_TEST_KFD_APU", 0) != 0; }
 bool xnack_possible() {
   const char* text = std::getenv("HMMRT_TEST_KFD_XNACK");
@@ -126,7 +128,10 @@ void make_topology() {
   }
   write_node(0, 0, 0);
   if (hidden() != 0) write_node(1, 0x2000, 0xff00);
-  for (std::uint32_t node = 1; node <= gpus(); ++node) write_node(hidden() + node, standin::gpu_id(node), node << 8);
+  for (std::uint32_t node = 1; node <= gpus(); ++node) {
+    write_node(hidden() + node, standin::gpu_id(node), node << 8);
+    if (partitions()) write_node(hidden() + gpus() + node, 0x3000 + node, 1u << 28 | node << 8);
+  }
   setenv("HMMRT_TEST_KFD_TOPOLOGY", g_topology, 0);
 }
 

@@ -123,6 +123,16 @@ TEST(GpuChild, DISABLED_insists_on_kfd) {
     EXPECT_GT(std::strlen(e.what()), 60u);
   }
 }
+TEST(GpuChild, DISABLED_is_in_parts) {
+  try {
+    const hmmrt::context c({{"device", "gpu"}, {"host_mirror", "kfd"}});
+    FAIL() << "which of them?";
+  } catch (const hmmrt::error& e) {
+    EXPECT_EQ(e.code(), HMMRT_ERROR_NOT_SUPPORTED);
+    EXPECT_NE(std::string(e.what()).find("2 GPUs at PCI 0:1:0"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("unpartitioned"), std::string::npos) << e.what();
+  }
+}
 // Whatever fails: an error that says what, or the right answer.
 TEST(GpuChild, DISABLED_fails_or_not) {
   try {
@@ -165,6 +175,10 @@ TEST(KfdLadder, a_kernel_without_svm_is_degraded_from) {
 TEST(KfdLadder, no_driver_is_degraded_from) {
   EXPECT_EQ(in_child_with("uses_uffd", {{"HMMRT_TEST_KFD_FAIL", "hsaKmtOpenKFD"}}), 0);
   EXPECT_EQ(in_child_with("insists_on_kfd", {{"HMMRT_TEST_KFD_FAIL", "hsaKmtOpenKFD"}}), 0);
+}
+TEST(KfdLadder, a_gpu_in_parts_is_degraded_from) {
+  EXPECT_EQ(in_child_with("uses_uffd", {{"HMMRT_TEST_KFD_PARTITIONS", "1"}}), 0);
+  EXPECT_EQ(in_child_with("is_in_parts", {{"HMMRT_TEST_KFD_PARTITIONS", "1"}}), 0);
 }
 TEST(KfdLadder, without_reports_it_works_and_says_so) {
   EXPECT_EQ(in_child_with("hears_nothing", {{"HMMRT_TEST_KFD_SMI_OPEN", "0"}}), 0);
