@@ -20,6 +20,7 @@
 
 #include "device/gpu_modules.hpp"
 #include "host/kfd/probe.hpp"
+#include "host/kfd/svm_driver.hpp"
 
 namespace {
 
@@ -166,12 +167,27 @@ void print_options(const hmmrt::context* context) {
   }
 }
 
+// The driver is asked when HIP has initialised itself, which does what HSA_XNACK says.
+Probe probe_behind_hip() {
+  (void)hmmrt::gpu_modules();
+  return hmmrt::kfd::probe();
+}
+
+// How a context would ask the driver, or why it cannot; "" where there is nothing to ask.
+std::string way_to(const Probe& amd) {
+  if (amd.rung != Rung::svm && amd.rung != Rung::svm_xnack) return "";
+  std::string why;
+  const hmmrt::kfd::SvmDriver* const driver = hmmrt::kfd::SvmDriver::open(&why);
+  return driver != nullptr ? std::string("it is asked ") + driver->way() : "it cannot be asked: " + why;
+}
+
 struct Machine {
   std::string kernel_release = kernel();
   std::string thp = chosen(first_line("/sys/kernel/mm/transparent_hugepage/enabled"));
   std::string sysctl = first_line("/proc/sys/vm/unprivileged_userfaultfd");
   bool root = geteuid() == 0;
-  Probe amd = hmmrt::kfd::probe();
+  Probe amd = probe_behind_hip();
+  std::string amd_way = way_to(amd);
 };
 
 void print_text(const Machine& machine, const hmmrt::context* context, const std::string& failure) {
@@ -199,6 +215,7 @@ void print_text(const Machine& machine, const hmmrt::context* context, const std
     std::printf("  node %u: gpu_id %u, gfx target version %u, %s shared virtual memory\n", gpu.node, gpu.gpu_id,
                 gpu.gfx_version, gpu.svm ? "with" : "without");
   }
+  if (!machine.amd_way.empty()) std::printf("  the driver: %s.\n", machine.amd_way.c_str());
   std::printf("  %s.\n", what_to_expect(machine.amd));
   std::puts("\nmodules for real GPUs (option device=gpu)");
   for (const hmmrt::GpuModule& m : hmmrt::gpu_modules()) {
@@ -238,9 +255,9 @@ void print_json(const Machine& machine, const hmmrt::context* context, const std
     std::printf("%s%s: %s", comma, quoted(f.name).c_str(), f.found ? "true" : "false");
     comma = ", ";
   }
-  std::printf("},\n \"amd\": {\"rung\": %s, \"says\": %s, \"note\": %s, \"cpu_nodes\": %u, \"gpus\": [",
+  std::printf("},\n \"amd\": {\"rung\": %s, \"says\": %s, \"note\": %s, \"way\": %s, \"cpu_nodes\": %u, \"gpus\": [",
               quoted(hmmrt::kfd::rung_name(machine.amd.rung)).c_str(), quoted(machine.amd.says).c_str(),
-              quoted(what_to_expect(machine.amd)).c_str(), machine.amd.cpu_nodes);
+              quoted(what_to_expect(machine.amd)).c_str(), quoted(machine.amd_way).c_str(), machine.amd.cpu_nodes);
   comma = "";
   for (const auto& gpu : machine.amd.gpus) {
     std::printf(R"(%s{"node": %u, "gpu_id": %u, "gfx_target_version": %u, "svm": %s})", comma, gpu.node, gpu.gpu_id,
@@ -300,14 +317,13 @@ int run(int argc, char** argv) {
     failure = e.what();
   }
   const hmmrt::context* c = context.empty() ? nullptr : &context.front();
-  const Machine machine;
   if (json) {
-    print_json(machine, c, failure);
+    print_json({}, c, failure);
   } else if (want_options) {
     if (c == nullptr) std::printf("no context can be made here: %s\n", failure.c_str());
     print_options(c);
   } else {
-    print_text(machine, c, failure);
+    print_text({}, c, failure);
   }
   return 0;
 }
