@@ -209,6 +209,7 @@ std::atomic<std::uint64_t> hmmrt_standin_svm_bytes[k_standin_gpus];
 hipError_t hipGetDeviceCount(int* count) {
   *count = 0;
   MAY_FAIL(hipErrorNoDevice);
+  if (hmmrt_standin_hsa_init != nullptr) hmmrt_standin_hsa_init();
   *count = device_count();
   return *count != 0 ? hipSuccess : keep(hipErrorNoDevice);
 }

@@ -307,6 +307,15 @@ HSAKMT_STATUS hsaKmtOpenSMI(HSAuint32 node, int* fd) {
 
 // ---- for kernels and tests ------------------------------------------------------------------------------------------
 
+void hmmrt_standin_hsa_init() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (!is_on() || std::getenv("HSA_XNACK") == nullptr) return;
+    (void)hsaKmtOpenKFD();
+    (void)hsaKmtSetXNACKMode(number("HSA_XNACK", 0) != 0 ? 1 : 0);
+  });
+}
+
 bool hmmrt_standin_svm() { return g_driver != nullptr && g_open != 0 && has_svm(); }
 
 bool hmmrt_standin_view(std::uintptr_t at, bool write, StandinView* out) {

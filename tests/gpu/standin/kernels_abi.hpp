@@ -46,6 +46,8 @@ extern std::atomic<std::uint64_t> hmmrt_standin_svm_bytes[k_standin_gpus];
 
 // ---- the stand-in for libhsakmt -------------------------------------------------------------------------------------
 
+// What HIP's runtime does when it is initialised, and where: there is a driver, and HSA_XNACK says something.
+void hmmrt_standin_hsa_init() __attribute__((weak));
 // Whether GPUs reach all of the process's memory: hsaKmtOpenKFD() was called with HMMRT_TEST_KFD=1.
 bool hmmrt_standin_svm();
 // Counts what changes pages' places, and is odd while they change.
