@@ -386,5 +386,14 @@ TEST(KfdHere, probe_of_this_machine_answers) {
   std::printf("%s: %s\n", rung_name(p.rung), p.says.c_str());
 }
 
+TEST(KfdRelease, says_whether_faults_move_whole_ranges) {
+  for (const char* old : {"5.14.0-427.el9.x86_64", "5.15.0-100-generic", "6.1.0-28-amd64", "6.7.12"}) {
+    EXPECT_TRUE(hmmrt::kfd::moves_whole_ranges(old)) << old;
+  }
+  for (const char* other : {"6.8.0-31-generic", "6.12.9", "7.0-rc1", "", "x"}) {
+    EXPECT_FALSE(hmmrt::kfd::moves_whole_ranges(other)) << other;
+  }
+}
+
 }  // namespace
 }  // namespace hmmrt::kfd

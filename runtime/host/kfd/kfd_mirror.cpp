@@ -172,7 +172,8 @@ Status KfdMirror::open(const KfdConfig& config) {
     fds.push_back(fd);
   }
   reader_ = std::make_unique<kfd::SmiReader>(std::move(fds), std::move(gpus));
-  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), xnack(), config.on_change);
+  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), xnack(),
+                                                     kfd::moves_whole_ranges(kfd::release()), config.on_change);
   on_reports_ = config.on_reports;
   info_.name = "kfd";
   info_.path =

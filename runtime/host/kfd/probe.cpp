@@ -5,11 +5,13 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -294,6 +296,18 @@ Probe probe(const KfdSystem& system) {
             "): no AMD GPU is there that amdgpu drives; see the kernel's log for amdgpu if there should be one");
   }
   return out;
+}
+
+std::string release() {
+  if (const char* test = std::getenv("HMMRT_TEST_KERNEL_RELEASE"); test != nullptr) return test;
+  utsname name{};
+  return uname(&name) == 0 ? name.release : "";
+}
+
+bool moves_whole_ranges(const std::string& release) {
+  unsigned major = 0, minor = 0;
+  if (std::sscanf(release.c_str(), "%u.%u", &major, &minor) != 2) return false;  // NOLINT(cert-err34-c): checked
+  return major < 6 || (major == 6 && minor < 8);
 }
 
 }  // namespace hmmrt::kfd

@@ -59,6 +59,11 @@ struct KfdSystem {
 };
 
 Probe probe(const KfdSystem& system = {});
+// The kernel's release, as in uname(2); and whether a GPU fault moves all of a driver's range there, of up to 1 GiB, not just
+// the 2 MiB around it: so it was before Linux 6.8. (A driver from elsewhere may be newer than the kernel; then this is
+// careful for nothing.)
+std::string release();
+bool moves_whole_ranges(const std::string& release);
 // The GPUs of the topology alone, by node; empty where there is none or it cannot be read.
 std::vector<KfdGpu> find_gpus(const KfdSystem& system = {});
 

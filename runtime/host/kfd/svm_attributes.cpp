@@ -27,9 +27,9 @@ class List {
 
 }  // namespace
 
-SvmAttributes::SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack,
+SvmAttributes::SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, bool whole_ranges,
                              std::function<void(const AttributeChange&)> report)
-    : driver_(driver), gpus_(std::move(gpus)), xnack_(xnack), report_(std::move(report)) {}
+    : driver_(driver), gpus_(std::move(gpus)), xnack_(xnack), whole_ranges_(whole_ranges), report_(std::move(report)) {}
 
 bool SvmAttributes::allowed(Wish wish, unsigned changes) {
   if (!may_be_refused(wish)) return true;
@@ -65,7 +65,13 @@ bool SvmAttributes::manage(std::uintptr_t addr, std::size_t bytes) {
   List list;
   for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.gpu_id);
   list.add(SvmAttr::set_flags, k_flag_host_access | k_flag_coherent);
-  return set(addr, bytes, list.span(), Wish::managed);
+  const std::uintptr_t end = addr + bytes;
+  for (std::uintptr_t at = addr; at < end;) {
+    const std::uintptr_t to = whole_ranges_ ? std::min(end, block_floor(at) + k_block_size) : end;
+    if (!set(at, to - at, list.span(), Wish::managed)) return false;
+    at = to;
+  }
+  return true;
 }
 
 bool SvmAttributes::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order) {

@@ -49,8 +49,9 @@ class SvmAttributes {
     bool apu = false;
   };
 
-  // gpus[i]: the context's device i. `report` is called after every change, from any thread.
-  SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack,
+  // gpus[i]: the context's device i. whole_ranges: a fault moves all that came to be managed in one call, so it is done by
+  // blocks. `report` is called after every change, from any thread.
+  SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, bool whole_ranges,
                 std::function<void(const AttributeChange&)> report);
 
   // The GPUs may use the memory, wherever it is.
@@ -88,7 +89,7 @@ class SvmAttributes {
 
   const SvmDriver& driver_;
   const std::vector<Gpu> gpus_;
-  const bool xnack_;
+  const bool xnack_, whole_ranges_;
   const std::function<void(const AttributeChange&)> report_;
   mutable std::mutex lock_;
   std::unordered_map<std::uintptr_t, std::unique_ptr<Known>> known_;  // by block

@@ -225,6 +225,20 @@ TEST_F(Kfd, options_that_cannot_be_are_refused) {
   EXPECT_API_ERROR(create("gpu:7", "kfd"), HMMRT_ERROR_INVALID_DEVICE, "7");
 }
 
+TEST_F(Kfd, memory_is_managed_in_blocks_where_a_fault_moves_all_that_was_managed_at_once) {
+  for (const char* release : {"6.1.0-28-amd64", "6.12.9"}) {
+    setenv("HMMRT_TEST_KERNEL_RELEASE", release, 1);
+    open();
+    const Mapping m(8 * k_block);
+    const std::uint64_t before = hmmrt_standin_counts().set_attr;
+    context().register_memory(m.get(), 8 * k_block);
+    const std::uint64_t calls = hmmrt_standin_counts().set_attr - before;
+    EXPECT_EQ(calls >= 8, release[2] == '1' && release[3] == '.') << release << ": " << calls;
+    context().unregister_memory(m.get());
+  }
+  unsetenv("HMMRT_TEST_KERNEL_RELEASE");
+}
+
 // ---- what reviews found --------------------------------------------------------------------------------------------
 
 TEST_F(Kfd, the_end_of_one_context_leaves_another_whole) {
