@@ -298,7 +298,7 @@ TEST_P(GpuLaunch, buffers_that_change_places_keep_their_contents) {
   NOT_DRIVEN("registrations do not follow mremap");
   constexpr std::size_t k_words = k_block / 4;
   // Where nobody else maps anything into what is left behind.
-  void* const room = mmap(reinterpret_cast<void*>(std::uintptr_t{0x200000000000}), 5 * k_block, PROT_READ | PROT_WRITE,
+  void* const room = mmap(reinterpret_cast<void*>(std::uintptr_t{0x7e9000000000}), 5 * k_block, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
   ASSERT_NE(room, MAP_FAILED);
   const auto base = reinterpret_cast<std::uintptr_t>(room);

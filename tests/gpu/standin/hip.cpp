@@ -79,7 +79,8 @@ struct Piece {
   int ring;    // what holds the pages, or -1
 };
 std::shared_mutex g_lock;
-std::map<std::uintptr_t, Piece> g_memory;           // device memory, and pinned host memory
+// Device memory, and pinned host memory. Never destroyed: kernels may run until the process ends.
+std::map<std::uintptr_t, Piece>& g_memory = *std::make_unique<std::map<std::uintptr_t, Piece>>().release();
 std::atomic<std::uint64_t> g_used[k_standin_gpus];  // bytes of each device
 std::atomic<std::uint64_t>& used(int device) { return g_used[device % k_standin_gpus]; }
 
