@@ -67,11 +67,10 @@ void at_exit() {
   const auto deadline = std::chrono::steady_clock::now() + k_exit_patience;
   std::vector<Context*> stuck;
   for (Use<Context>& context : alive) {
-    // From a host function, its own stream would be waited for.
-    if (!t_in_host_function && context->wait_idle(deadline)) continue;
+    const bool waited = !t_in_host_function;  // from there, its own stream would be waited for
+    if (waited && context->wait_idle(deadline)) continue;
+    if (waited) log::warn("the process exits while a kernel or host function still runs; it is left where it is");
     stuck.push_back(context.get());
-    if (t_in_host_function) continue;
-    log::warn("the process exits while a kernel or host function still runs; it is left where it is");
   }
   const std::shared_lock guard(lifecycle_lock());  // a fork may be in progress
   for (Use<Context>& context : alive) {

@@ -300,8 +300,9 @@ bool GpuDevice::quiesce_launches(std::uint64_t timeout_ns, std::uint64_t launche
   });
 }
 
-// The last kernel that may be using what `cause` has unmapped here.
+// The last kernel that may be using what `cause` has unmapped here; 0: none, and all of that is unpinned.
 std::uint64_t GpuDevice::last_stale(const GpuDevice* cause) {
+  const std::lock_guard unpinning(unpin_lock_);
   const std::lock_guard guard(remote_lock_);
   std::uint64_t last = 0;
   for (const Stale& stale : stale_) {
@@ -372,14 +373,11 @@ void GpuDevice::unpin_stale(std::uint64_t ended) {
   std::vector<std::shared_ptr<HostPin>> over;
   {
     const std::lock_guard guard(remote_lock_);
-    for (const Stale& stale : stale_) {
-      if (stale.number <= ended) over.push_back(stale.pinned.pin);
-    }
-  }
-  if (over.empty()) return;
-  {
-    const std::lock_guard guard(remote_lock_);
-    std::erase_if(stale_, [&](const Stale& stale) { return stale.number <= ended; });
+    std::erase_if(stale_, [&](Stale& stale) {
+      if (stale.number > ended) return false;
+      over.push_back(std::move(stale.pinned.pin));
+      return true;
+    });
   }
   for (std::shared_ptr<HostPin>& pin : over) give_pin(pin);
 }

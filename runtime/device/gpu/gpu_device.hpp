@@ -10,9 +10,9 @@
 //   queues    a thread each, for what must wait: making pages ready, host functions. A launch whose pages are ready, on a
 //             queue with nothing else to do, starts in the caller's thread.
 //   quiesce   waits for the kernels that started before it. unmap() first marks the pages, and a launch looks at the
-//             marks and records its kernel under one lock: so it is either seen by quiesce(), or sees the pages gone.
+//             marks and counts its kernel under one lock: so it is either seen by quiesce(), or sees the pages gone.
 //
-// Locks, outermost first: a queue's, start_, remote_lock_, table_. Serving a CPU fault waits for none that is held while the
+// Locks, outermost first: a queue's, start_, unpin_lock_, remote_lock_, table_. Serving a CPU fault waits for none that is held while the
 // vendor waits for a kernel (a queue's, start_) or touches host memory.
 #pragma once
 
@@ -101,7 +101,7 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   GpuDevice(DeviceConfig config, const Services& services);
   Error open();
   void describe_itself();
-  void meet(GpuDevice& other);         // g_devices_lock held
+  void meet(GpuDevice& other);         // devices().lock held
   Mapped* local(std::uintptr_t base);  // table_ held; null outside the window
   bool holds(const ReadyPages& ready);
   PageMask pin(std::uintptr_t base, const PageMask& pages, const MapSpan& span);
@@ -138,10 +138,9 @@ class GpuDevice final : public hmmrt::Device, public QueueOwner {
   std::atomic<bool> holds_less_{false};  // once: the caller may take pages for mapped that are not
 
   mutable std::mutex table_;
-  std::uintptr_t window_ = 0;   // block aligned; 0: none
-  std::vector<Mapped> mapped_;  // by block of the window
-  std::vector<PageMask>
-      in_use_;  // frames, by block. One that was moved away from its address may not be free there yet
+  std::uintptr_t window_ = 0;     // block aligned; 0: none
+  std::vector<Mapped> mapped_;    // by block of the window
+  std::vector<PageMask> in_use_;  // frames; also by what an mremap has moved to another address
   std::string broken_;
 
   Queues queues_;

@@ -47,7 +47,7 @@ Wish wish_of(Cause cause) {
   return Wish::density;
 }
 
-// Which of them reach each other's memory: parts of one GPU, and GPUs of one hive.
+// Which of them reach each other's memory: a GPU that is named twice, and GPUs of one hive.
 std::vector<kfd::SvmAttributes::Gpu> linked_gpus(const std::vector<kfd::KfdGpu>& gpus) {
   std::vector<kfd::SvmAttributes::Gpu> out;
   for (const kfd::KfdGpu& gpu : gpus) {
@@ -198,6 +198,18 @@ Status KfdMirror::open(const KfdConfig& config) {
   return {};
 }
 
+template <class Fn>
+bool KfdMirror::ask(std::uintptr_t addr, std::size_t bytes, bool fresh, const Fn& fn) {
+  bool done = false;
+  {
+    kfd::SmiReader::Asking asking(*reader_, addr, bytes, fresh);
+    done = fn();
+    if (!done) asking.refused();
+  }
+  if (reader_->has_records()) on_reports_();  // they may have waited for this
+  return done;
+}
+
 // ---- ranges ---------------------------------------------------------------------------------------------------------
 
 std::byte* KfdMirror::allocate(std::size_t bytes) {
@@ -210,8 +222,7 @@ std::byte* KfdMirror::allocate(std::size_t bytes) {
     (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
     return nullptr;
   }
-  const kfd::SmiReader::Asking asking(*reader_, addr, bytes, true);
-  if (!attributes_->manage(addr, bytes)) {
+  if (!ask(addr, bytes, true, [&] { return attributes_->manage(addr, bytes); })) {
     munmap(pointer(addr), bytes);
     return nullptr;
   }
@@ -223,8 +234,8 @@ void KfdMirror::release(std::byte* addr, std::size_t bytes) { munmap(addr, bytes
 Status KfdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   bool exec = false;
   if (const Status s = maps_.check_registrable(addr, bytes, &exec); !s.ok()) return s;
-  const kfd::SmiReader::Asking asking(*reader_, addr, bytes, true);
-  return attributes_->manage(addr, bytes) ? Status{} : Status{HMMRT_ERROR_SYSTEM};
+  const bool done = ask(addr, bytes, true, [&] { return attributes_->manage(addr, bytes); });
+  return done ? Status{} : Status{HMMRT_ERROR_SYSTEM};
 }
 
 Status KfdMirror::detach(std::uintptr_t, std::size_t) { return {}; }
@@ -343,25 +354,11 @@ PageOutcome KfdMirror::make_exclusive(std::uintptr_t, const PageMask& pages) {
 // ---- what is asked of the driver ---------------------------------------------------------------------------------------
 
 bool KfdMirror::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order) {
-  bool done = false;
-  {
-    kfd::SmiReader::Asking asking(*reader_, addr, bytes);
-    done = attributes_->send(addr, bytes, to, wish, order);
-    if (!done) asking.refused();
-  }
-  if (reader_->has_records()) on_reports_();  // they may have waited for this
-  return done;
+  return ask(addr, bytes, false, [&] { return attributes_->send(addr, bytes, to, wish, order); });
 }
 
 bool KfdMirror::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
-  bool done = false;
-  {
-    kfd::SmiReader::Asking asking(*reader_, base, k_block_size);
-    done = attributes_->tie(base, pages, wish);
-    if (!done) asking.refused();
-  }
-  if (reader_->has_records()) on_reports_();
-  return done;
+  return ask(base, k_block_size, false, [&] { return attributes_->tie(base, pages, wish); });
 }
 
 void KfdMirror::let_go(std::uintptr_t base, const PageMask& pages) { attributes_->let_go(base, pages); }

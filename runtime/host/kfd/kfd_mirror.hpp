@@ -101,6 +101,9 @@ class KfdMirror final : public HostMirror {
   explicit KfdMirror(int interrupt) : interrupt_(interrupt) {}
   Status open(const KfdConfig& config);
   Status set_xnack(Xnack wanted);
+  // fn() asks the driver something about this memory and returns whether it was done; reports count as Asking says.
+  template <class Fn>
+  bool ask(std::uintptr_t addr, std::size_t bytes, bool fresh, const Fn& fn);
   // Sends pages of a block, in runs; returns those that were not refused.
   PageMask send_pages(std::uintptr_t base, const PageMask& pages, Processor to, Wish wish);
 
