@@ -105,7 +105,8 @@ void write_node(std::uint32_t directory, std::uint32_t gpu_id, std::uint32_t loc
                                    << (gpu && hive() ? 77 : 0) << '\n';
 }
 
-// What remains at the end is brought home: leak checkers look at all memory, with every other thread stopped.
+// What remains at the end is brought home, and let go of: leak checkers look at all memory, with every other thread stopped,
+// and one that was about to end gives its stack back to the kernel, which would wait for our thread to hear of that.
 void at_end() {
   if (getpid() != g_owner) return;
   if (g_driver != nullptr) g_driver.load()->retire();

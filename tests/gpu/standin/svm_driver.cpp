@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -61,7 +62,8 @@ Driver::Driver(std::pmr::memory_resource* memory, const Configuration& configura
 
 bool Driver::start() {
   keep_libraries_home();
-  moves_ = pages_.open();
+  retired_ = eventfd(0, EFD_CLOEXEC);
+  moves_ = retired_ >= 0 && pages_.open();
   if (!moves_) return false;
   pages_.read_events = [this] { read_events(); };
   pages_.in_doubt = [this](std::uintptr_t begin, std::uintptr_t end) {
@@ -94,21 +96,31 @@ bool Driver::start() {
 }
 
 void Driver::retire() {
-  const Locked guard(this);
-  read_events();
-  settle();
-  for (auto& [base, b] : pages_.blocks()) to_system(base, base + k_block, defaults(), Trigger::prefetch);
-  pages_.disarm();
-  moves_ = false;
+  {
+    const Locked guard(this);
+    if (!moves_) return;
+    read_events();
+    settle();
+    for (auto& [base, b] : pages_.blocks()) to_system(base, base + k_block, defaults(), Trigger::prefetch);
+    moves_ = false;
+  }
+  // Its thread first: userfaultfd lets go of memory, and of who waits for an answer, when nobody polls it any more.
+  const std::uint64_t one = 1;
+  if (write(retired_, &one, sizeof one) == sizeof one) {
+    while (!ended_.load()) sched_yield();
+  }
+  pages_.close();
 }
 
 void Driver::serve_events() {
   for (;;) {
-    pollfd wait{pages_.events(), POLLIN, 0};
-    if (poll(&wait, 1, -1) <= 0) continue;
+    std::array<pollfd, 2> wait{pollfd{pages_.events(), POLLIN, 0}, pollfd{retired_, POLLIN, 0}};
+    if (poll(wait.data(), wait.size(), -1) <= 0) continue;
+    if (wait[1].revents != 0) break;
     const Locked guard(this);
     read_events();
   }
+  ended_ = true;
 }
 
 void Driver::stop() {

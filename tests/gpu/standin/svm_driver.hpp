@@ -11,6 +11,7 @@
 
 #include <hsakmttypes.h>
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <span>
@@ -90,6 +91,8 @@ class Driver {
   std::mutex lock_;
   Configuration config_;
   bool moves_ = false;  // pages can move
+  int retired_ = -1;    // eventfd: its thread is to end
+  std::atomic<bool> ended_{false};
   std::array<std::uint64_t, k_standin_gpus> hip_used_{};
   AttributeMap attributes_;
   Pages pages_;

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 namespace standin {
 
@@ -117,18 +118,7 @@ bool Pages::arm(std::uintptr_t begin, std::uintptr_t end) {
   return true;
 }
 
-void Pages::disarm() {
-  for (auto& [base, b] : blocks_) {
-    for (std::size_t i = 0; i < k_block_pages; ++i) {
-      std::size_t end = i;
-      while (end < k_block_pages && b.armed[end]) b.armed.reset(end++);
-      if (end == i) continue;
-      uffdio_range args{base + i * k_page, (end - i) * k_page};
-      ioctl(events_, UFFDIO_UNREGISTER, &args);
-      i = end;
-    }
-  }
-}
+void Pages::close() { ::close(std::exchange(events_, -1)); }
 
 // An operation met a change of mappings under way. False: of these very pages.
 bool Pages::again(std::uintptr_t begin, std::uintptr_t end) {

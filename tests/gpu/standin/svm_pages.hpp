@@ -75,8 +75,8 @@ class Pages {
   bool watch(std::uintptr_t begin, std::uintptr_t end);
   // And is asked for pages that are missing there.
   bool arm(std::uintptr_t begin, std::uintptr_t end);
-  // Is asked for nothing more.
-  void disarm();
+  // Is asked for nothing more, and told nothing.
+  void close();
 
   // Moves pages of the block to its hidden memory for `node`, or those of `node` home. Says how many went; a page that
   // could not stays where it was.
