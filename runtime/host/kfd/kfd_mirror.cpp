@@ -147,7 +147,7 @@ Status KfdMirror::open(const KfdConfig& config) {
     ours.back().apu = it->apu || pci.integrated;
     gpus.push_back({it->gpu_id, device_processor(static_cast<unsigned>(i))});
   }
-  // Asks for an attribute, and sets none.
+  // Sets none: what the driver says of memory without attributes is its own choice (amdgpu.svm_default_granularity).
   const std::uintptr_t page = map_aligned(k_block_size, PROT_READ | PROT_WRITE);
   if (page == 0) return fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of 2 MiB: %s", strerror(errno));
   std::array<kfd::SvmAttribute, 1> granularity{{{kfd::SvmAttr::granularity, 0}}};
@@ -172,7 +172,7 @@ Status KfdMirror::open(const KfdConfig& config) {
     fds.push_back(fd);
   }
   reader_ = std::make_unique<kfd::SmiReader>(std::move(fds), std::move(gpus));
-  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), xnack(),
+  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), xnack(), granularity[0].value,
                                                      kfd::moves_whole_ranges(kfd::release()), config.on_change);
   on_reports_ = config.on_reports;
   info_.name = "kfd";

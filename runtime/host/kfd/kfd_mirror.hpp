@@ -86,7 +86,7 @@ class KfdMirror final : public HostMirror {
   std::byte* remote_address(std::uintptr_t addr) override;
   PageOutcome make_exclusive(std::uintptr_t base, const PageMask& pages) override;
   std::byte* exclusive_address(std::uintptr_t addr) override { return remote_address(addr); }
-  std::uint64_t metadata_bytes() const override { return sizeof(*this); }
+  std::uint64_t metadata_bytes() const override { return sizeof(*this) + attributes_->metadata_bytes(); }
 
   std::size_t fetch_records(std::span<DriverRecord> out) override { return reader_->take(out); }
   bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order = 0) override;

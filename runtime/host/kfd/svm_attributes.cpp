@@ -27,9 +27,14 @@ class List {
 
 }  // namespace
 
-SvmAttributes::SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, bool whole_ranges,
-                             std::function<void(const AttributeChange&)> report)
-    : driver_(driver), gpus_(std::move(gpus)), xnack_(xnack), whole_ranges_(whole_ranges), report_(std::move(report)) {}
+SvmAttributes::SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, unsigned granularity,
+                             bool whole_ranges, std::function<void(const AttributeChange&)> report)
+    : driver_(driver),
+      gpus_(std::move(gpus)),
+      xnack_(xnack),
+      whole_ranges_(whole_ranges),
+      granularity_(granularity),
+      report_(std::move(report)) {}
 
 bool SvmAttributes::allowed(Wish wish, unsigned changes) {
   if (!may_be_refused(wish)) return true;
@@ -248,15 +253,19 @@ void SvmAttributes::reset(std::uintptr_t base, const PageMask& pages, bool gone)
     if (bare) known_.erase(it);
   }
   if (gone) return;
-  constexpr unsigned k_driver_granularity = 9;
   changed.for_each_run([&](unsigned first, unsigned count) {
     List list;
     list.add(SvmAttr::preferred_location, k_nowhere);
     for (const Gpu& gpu : gpus_) list.add(SvmAttr::access, gpu.gpu_id);
-    list.add(SvmAttr::granularity, k_driver_granularity);
+    list.add(SvmAttr::granularity, granularity_);
     list.add(SvmAttr::prefetch_location, k_system_memory);
     (void)set(base + first * k_page_size, count * k_page_size, list.span(), Wish::managed);
   });
+}
+
+std::uint64_t SvmAttributes::metadata_bytes() const {
+  const std::lock_guard guard(lock_);
+  return sizeof(*this) + known_.size() * (sizeof(Known) + sizeof(*known_.begin()));
 }
 
 }  // namespace hmmrt::kfd

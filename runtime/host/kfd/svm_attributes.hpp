@@ -49,9 +49,9 @@ class SvmAttributes {
     bool apu = false;
   };
 
-  // gpus[i]: the context's device i. whole_ranges: a fault moves all that came to be managed in one call, so it is done by
-  // blocks. `report` is called after every change, from any thread.
-  SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, bool whole_ranges,
+  // gpus[i]: the context's device i. granularity: the driver's own. whole_ranges: a fault moves all that came to be managed
+  // in one call, so it is done by blocks. `report` is called after every change, from any thread.
+  SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, unsigned granularity, bool whole_ranges,
                 std::function<void(const AttributeChange&)> report);
 
   // The GPUs may use the memory, wherever it is.
@@ -68,6 +68,7 @@ class SvmAttributes {
   bool advise(std::uintptr_t base, const PageMask& pages, hmmrt_advice_t advice, Processor p, Processor where);
   // Nothing that was asked for these pages is in force any more: as before, unless the memory is `gone`.
   void reset(std::uintptr_t base, const PageMask& pages, bool gone);
+  std::uint64_t metadata_bytes() const;
 
  private:
   struct Known {
@@ -90,6 +91,7 @@ class SvmAttributes {
   const SvmDriver& driver_;
   const std::vector<Gpu> gpus_;
   const bool xnack_, whole_ranges_;
+  const unsigned granularity_;
   const std::function<void(const AttributeChange&)> report_;
   mutable std::mutex lock_;
   std::unordered_map<std::uintptr_t, std::unique_ptr<Known>> known_;  // by block

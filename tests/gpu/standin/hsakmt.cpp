@@ -6,6 +6,7 @@
 //   HMMRT_TEST_KFD=1              there is a driver; else hsaKmtOpenKFD() fails, as without one
 //   HMMRT_TEST_KFD_XNACK=0|1|never  whether GPUs' faults are retried at first (1); never: nor can be
 //   HMMRT_TEST_KFD_SVM=0          a kernel without HSA_AMD_SVM
+//   HMMRT_TEST_KFD_GRANULARITY=N  of memory that nobody gave one (9): amdgpu.svm_default_granularity
 //   HMMRT_TEST_KFD_HIVE=1         the GPUs are linked: each reaches the others' memory
 //   HMMRT_TEST_KFD_APU=1          the GPUs' memory is the CPU's: nothing ever moves (Linux 6.10 and later). Only HIP says so
 //   HMMRT_TEST_KFD_HIDDEN=1       before the GPUs comes one whose render node this process may not open: the topology has
@@ -148,6 +149,7 @@ Driver* make_driver() {
   c.xnack = xnack_possible() && number("HMMRT_TEST_KFD_XNACK", 1) != 0;
   c.hive = hive();
   c.apu = apu();
+  c.granularity = static_cast<std::uint32_t>(number("HMMRT_TEST_KFD_GRANULARITY", c.granularity));
   auto* const driver = new (place) Driver(standin::own_memory(), c);
   if (!driver->start()) std::fputs("stand-in GPU driver: no userfaultfd that moves pages; none will move\n", stderr);
   return driver;

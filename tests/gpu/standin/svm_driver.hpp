@@ -29,6 +29,7 @@ struct Configuration {
   std::uint64_t memory = 0;  // of each
   bool xnack = true;
   bool hive = false, apu = false;
+  std::uint32_t granularity = 9;
 };
 
 class Driver {

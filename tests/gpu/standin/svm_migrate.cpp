@@ -17,6 +17,7 @@ std::uintptr_t granule_bytes(const Attributes& a) { return k_page << std::min(a.
 
 Attributes Driver::defaults() const {
   Attributes a;
+  a.granularity = config_.granularity;
   if (config_.xnack) a.access = ((2u << config_.gpus) - 1) & ~1u;
   return a;
 }

@@ -55,6 +55,28 @@ TEST(GpuChild, DISABLED_has_an_older_kernel) {
     EXPECT_EQ(c.stats().driver_reports, 0u);
   });
 }
+TEST(GpuChild, DISABLED_has_a_granularity_of_its_own) {
+  hmmrt::context c({{"device", "gpu"}, {"host_mirror", "kfd"}, {"log_level", "off"}});
+  const Mapping m(24 * k_block);
+  c.register_memory(m.get(), 24 * k_block);
+  const auto words = [&](std::size_t block) {
+    return reinterpret_cast<std::uint32_t*>(m.get() + block * k_block);  // aligned to pages
+  };
+  const hmmrt::stream s(c);
+  const auto largest = [&] {
+    std::uint32_t most = 0;
+    for (std::size_t i = 0; i < 24; ++i) most = std::max(most, hmmrt_standin_attributes(words(i)).granularity);
+    return most;
+  };
+  for (std::size_t i = 0; i < 24; ++i) {
+    s.launch("add", k_block / 4, AddOne{hmmrt::gptr<std::uint32_t>(words(i))});
+    s.synchronize();
+    (void)c.stats();
+  }
+  EXPECT_GT(largest(), 9u);  // by then it runs ahead
+  c.unregister_memory(m.get());
+  EXPECT_EQ(largest(), 8u);
+}
 TEST(GpuChild, DISABLED_without_xnack) {
   setenv("HMMRT_HOST_MIRROR", "kfd", 1);
   use("kfd", [](hmmrt::context& c) {
@@ -204,6 +226,9 @@ TEST(GpuChild, DISABLED_apu) {
   EXPECT_EQ(b.stats().bytes_resident_device, 0u);
   EXPECT_EQ(hmmrt_standin_where(b.data()), k_system);
   for (const std::uint32_t v : b) ASSERT_EQ(v, 2u);
+}
+TEST(KfdGranularity, is_the_drivers_own_again_afterwards) {
+  EXPECT_EQ(in_child_with("has_a_granularity_of_its_own", {{"HMMRT_TEST_KFD_GRANULARITY", "8"}}), 0);
 }
 TEST(KfdApu, has_no_memory_to_move_to) { EXPECT_EQ(in_child_with("apu", {{"HMMRT_TEST_KFD_APU", "1"}}), 0); }
 
