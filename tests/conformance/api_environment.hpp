@@ -180,6 +180,8 @@ class Mapping {
     hole_bytes_ = bytes;
     return munmap(get() + first, bytes);
   }
+  // mremap has moved all of it: nor are these addresses.
+  void moved_away() { hole_bytes_ = bytes_; }
 
  private:
   std::size_t bytes_;

@@ -345,29 +345,35 @@ TEST_P(GpuLaunch, buffers_that_change_places_keep_their_contents) {
 TEST_P(GpuLaunch, what_mremap_moved_is_used_at_its_new_address) {
   NOT_DRIVEN("registrations do not follow mremap");
   constexpr std::size_t k_bytes = 2 * k_block, k_words = k_bytes / 4;
-  Mapping m(k_bytes);
-  for (std::size_t i = 0; i < k_words; ++i) m.words()[i] = 1;
-  hmmrt::check(hmmrt_register(handle(), m.get(), k_bytes));
+  const auto map = [] {  // where nobody else maps anything into what mremap leaves behind
+    return mmap(reinterpret_cast<void*>(std::uintptr_t{0x7e9000000000}), k_bytes, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  };
+  void* const first = map();
+  ASSERT_NE(first, MAP_FAILED);
+  auto* const words = static_cast<std::uint32_t*>(first);
+  for (std::size_t i = 0; i < k_words; ++i) words[i] = 1;
+  hmmrt::check(hmmrt_register(handle(), first, k_bytes));
   const hmmrt::stream s(context());
-  const auto add = [&](std::uint32_t* words) {
-    s.launch("add", k_words, AddOne{hmmrt::gptr<std::uint32_t>(words)});
+  const auto add = [&](std::uint32_t* at) {
+    s.launch("add", k_words, AddOne{hmmrt::gptr<std::uint32_t>(at)});
     s.synchronize();
   };
-  add(m.words());
+  add(words);
   void* const target = mmap(nullptr, k_bytes + k_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   auto* const moved = static_cast<std::uint32_t*>(
-      mremap(m.get(), k_bytes, k_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, static_cast<char*>(target) + k_page));
+      mremap(first, k_bytes, k_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, static_cast<char*>(target) + k_page));
   ASSERT_NE(moved, MAP_FAILED) << std::strerror(errno);
-  ASSERT_EQ(mmap(m.get(), k_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
-            m.get());
-  for (std::size_t i = 0; i < k_words; ++i) m.words()[i] = 100;
-  hmmrt::check(hmmrt_register(handle(), m.get(), k_bytes));
-  add(m.words());
+  ASSERT_EQ(map(), first);
+  for (std::size_t i = 0; i < k_words; ++i) words[i] = 100;
+  hmmrt::check(hmmrt_register(handle(), first, k_bytes));
+  add(words);
   add(moved);
   for (std::size_t i = 0; i < k_words; ++i) ASSERT_EQ(moved[i], 3u) << i;
-  for (std::size_t i = 0; i < k_words; ++i) ASSERT_EQ(m.words()[i], 101u) << i;
-  hmmrt::check(hmmrt_unregister(handle(), m.get()));
+  for (std::size_t i = 0; i < k_words; ++i) ASSERT_EQ(words[i], 101u) << i;
+  hmmrt::check(hmmrt_unregister(handle(), first));
   hmmrt::check(hmmrt_unregister(handle(), moved));
+  munmap(first, k_bytes);
   munmap(target, k_bytes + k_page);
 }
 

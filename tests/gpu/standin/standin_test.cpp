@@ -28,11 +28,13 @@ namespace {
 constexpr std::size_t k_page = 4096, k_mib = std::size_t{1} << 20, k_block = 2 * k_mib;
 constexpr std::size_t k_memory = 16 * k_mib;
 
-// Private anonymous memory, aligned to blocks, with nothing beside it.
+// Private anonymous memory, aligned to blocks, with nothing beside it; where the kernel puts nothing by itself, so that what
+// is unmapped there stays so.
 class Memory {
  public:
   explicit Memory(std::size_t bytes) : bytes_(bytes), reserved_(bytes + 2 * k_block) {
-    all_ = mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    all_ = mmap(reinterpret_cast<void*>(std::uintptr_t{0x7e9000000000}), reserved_, PROT_NONE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     const auto at = (reinterpret_cast<std::uintptr_t>(all_) + k_block) & ~(k_block - 1);
     data_ = reinterpret_cast<std::uint32_t*>(at);
     mprotect(data_, bytes, PROT_READ | PROT_WRITE);
