@@ -33,8 +33,10 @@ class FaultService::HostJobs final : public Jobs {
     const PageMask faulted = g.faults.pages();
     if (faulted.none()) return false;
     Block* block = house.space.find(g.base);
-    if (block == nullptr) {  // inside an arena, but never allocated
-      house.host.populate(g.base, faulted);
+    if (block == nullptr) {  // inside an arena, but never allocated; or a stranger's
+      house.host.populate(g.base, faulted - g.protected_write);
+      house.host.write_protect(g.base, g.protected_write, false);
+      house.host.wake(g.base, faulted);  // also where that could not be done just now
       return false;
     }
     if (!block->try_claim() && !claim_or_wait(*block, g)) return false;
@@ -52,7 +54,8 @@ class FaultService::HostJobs final : public Jobs {
     const PageMask collapse = there & g.protected_write & block->cpu_protected;
     // A write to a page about to be cleared waits until it was.
     const PageMask going = dropping(house, *block, (there & g.protected_write) - collapse);
-    const PageMask spurious = (there & g.protected_write) - collapse - going;
+    // A stranger's may be write-protected, too: mapped where something was unmapped just as that was being protected.
+    const PageMask spurious = ((there | stranger) & g.protected_write) - collapse - going;
     if (spurious.any()) house.host.write_protect(g.base, spurious, false);
     const PageMask missing = (there - g.protected_write) | (stranger - g.protected_write);
     if (missing.any()) house.host.populate(g.base, grow(*block, missing));

@@ -285,11 +285,13 @@ void settle(House& house, Block& block) {
   house.tally(block, k_cpu, block.base).add(elsewhere.any() ? Count::invalidations : Count::spurious_invalidations);
   house.log.record(
       {.time_ns = house.clock.now_ns(), .base = block.base, .pages = lost.count(), .kind = EventKind::invalidated});
-  const PageMask here = taken.removed & block.valid & block.on_cpu;
+  PageMask here = (taken.removed - taken.unmapped) & block.valid & block.on_cpu;
   // Before anything is undone that was asked for them: there may be strangers' memory by now.
   if (taken.unmapped.any()) house.host.disown(block.base, taken.unmapped & block.valid, true);
   take_away_for_good(house, block, lost);
   if (here.any()) {  // once no device can be stuck in a fault on what this protects
+    const DeliveryGuard guard(house.gate);
+    here = still_wanted(block, here);  // where something was unmapped meanwhile, somebody else's may be mapped
     house.host.watch_drop(block.base, here);
     block.dropping |= here;
     block.dropping_until_ns = house.clock.now_ns() + k_drop_ns;

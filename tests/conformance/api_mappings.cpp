@@ -2,6 +2,8 @@
 // What the application does to managed memory with the system's own calls: munmap, madvise, mremap, mprotect, fork,
 // read(2) and write(2) behave as on ordinary memory, wherever the pages are.
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -193,6 +195,46 @@ TEST_P(ApiMappings, memory_is_allocated_elsewhere_than_in_the_hole_of_a_registra
   }
   context().prefetch(all[0], 20 * k_block, last_device());
   for (void* p : all) context().free(p);
+}
+
+// Of all userfaultfds of this process the one that watches `at`, which is mapped and managed; -1: none.
+int userfaultfd_of(const void* at) {
+  for (int fd = 3; fd < 64; ++fd) {
+    char name[64] = {};
+    const std::string link = "/proc/self/fd/" + std::to_string(fd);
+    if (readlink(link.c_str(), name, sizeof name - 1) < 0 || std::string(name) != "anon_inode:[userfaultfd]") continue;
+    uffdio_writeprotect args{};
+    args.range = {reinterpret_cast<std::uintptr_t>(at), k_page};
+    if (ioctl(fd, UFFDIO_WRITEPROTECT, &args) == 0) return fd;
+  }
+  return -1;
+}
+
+// Somebody may map memory where something was unmapped a moment ago, just as that was to be watched and protected.
+TEST_P(ApiMappings, whoever_comes_to_be_watched_by_accident_can_write) {
+  if (std::string(context().info().host_mirror) != "uffd") GTEST_SKIP() << "nobody is watched";
+  Mapping m(4 * k_block), other(4 * k_block);
+  context().register_memory(m.get(), 4 * k_block);
+  for (unsigned i = 0; i < 4; ++i) m.words()[i * k_block / 4] = 1;
+  context().advise(m.get(), 4 * k_block, HMMRT_ADVISE_SET_READ_MOSTLY, 0);
+  context().prefetch(m.get(), 4 * k_block, 0);  // write-protects
+  const int fd = userfaultfd_of(m.get());
+  ASSERT_GE(fd, 0);
+  char* const hole = m.get() + k_block + 8 * k_page;
+  ASSERT_EQ(mmap(hole, 8 * k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), hole);
+  for (char* const at : {hole, other.get() + k_block}) {
+    std::memset(at, 5, 8 * k_page);
+    uffdio_register watch{};
+    watch.range = {reinterpret_cast<std::uintptr_t>(at), 8 * k_page};
+    watch.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+    ASSERT_EQ(ioctl(fd, UFFDIO_REGISTER, &watch), 0) << std::strerror(errno);
+    uffdio_writeprotect protect{};
+    protect.range = watch.range;
+    protect.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+    ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &protect), 0) << std::strerror(errno);
+    for (std::size_t i = 0; i < 8; ++i) static_cast<volatile char*>(at)[i * k_page] = 6;
+    for (std::size_t i = 0; i < 8 * k_page; ++i) ASSERT_EQ(at[i], i % k_page == 0 ? 6 : 5) << i;
+  }
 }
 
 TEST_P(ApiMappings, memory_that_mremap_adds_is_ordinary_memory) {

@@ -47,7 +47,7 @@ PageOutcome UffdMirror::populate(std::uintptr_t base, const PageMask& pages) {
 
 PageOutcome UffdMirror::write_protect(std::uintptr_t base, const PageMask& pages, bool on) {
   PageOutcome out;
-  out.gone |= for_each_part(base, pages, [&](Part part) {
+  const PageMask strangers = for_each_part(base, pages, [&](Part part) {
     if (!on) {
       part.pages.for_each_run([&](unsigned first, unsigned count) {
         const PageMask run = PageMask::range(first, count);
@@ -64,6 +64,14 @@ PageOutcome UffdMirror::write_protect(std::uintptr_t base, const PageMask& pages
     PageMask protected_now;
     withdraw_by_copy(part, out, protected_now);
     part.state.protected_ |= protected_now;
+  });
+  if (on) {
+    out.gone |= strangers;
+    return out;
+  }
+  strangers.for_each([&](unsigned page) {  // of no range, yet watched: see populate()
+    const int error = managed_.write_protect(base + page * k_page_size, k_page_size, false);
+    (error == 0 ? out.done : error == EAGAIN ? out.busy : out.gone).set(page);
   });
   return out;
 }
