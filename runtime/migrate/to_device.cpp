@@ -171,8 +171,8 @@ void prepare_to_device(House& house, Work& w, Work& spare) {
   collapse_here(house, w);
   const PageMask on_peers = (w.pages | w.duplicate) - b.on_cpu - part->resident;
   w.peer = main_owner(house, b, on_peers);
-  // Pages on further devices wait for the next round.
   if (w.peer != k_no_processor) w.from_peer = b.part(w.peer)->resident & on_peers;
+  w.refused |= on_peers - w.from_peer;  // pages on further devices wait for the next round
 
   const PageMask from_cpu = (w.pages & b.on_cpu) - part->resident;
   b.set_on_cpu(from_cpu, false);

@@ -42,15 +42,18 @@ void prepare_to_host(House& house, Work& w) {
   take_write_away(house, b, w.duplicate - b.on_cpu);
   w.satisfied |= home & b.on_cpu;
 
-  w.peer = main_owner(house, b, (w.pages | w.duplicate) - b.on_cpu);
-  if (w.peer == k_no_processor) return;
+  const PageMask away = (w.pages | w.duplicate) - b.on_cpu;
+  w.peer = main_owner(house, b, away);
+  if (w.peer == k_no_processor) {
+    w.refused |= away;  // exclusive, and not given back just now
+    return;
+  }
   const DevicePart& part = *b.part(w.peer);
   start_transfer(house, w, w.move, w.peer, (w.pages - b.on_cpu) & part.resident, false);
   if ((w.move.pages - w.move.outcome.taken()).any()) note_refusals(house, w, w.peer, w.move.outcome);
   start_transfer(house, w, w.dup, w.peer, (w.duplicate - b.on_cpu) & part.resident, true);
   if ((w.dup.pages - w.dup.outcome.taken()).any()) note_refusals(house, w, w.peer, w.dup.outcome);
-  // Pages on further devices wait for the next round.
-  w.refused |= w.faulted & ((w.pages | w.duplicate) - b.on_cpu - part.resident);
+  w.refused |= away - part.resident;  // pages on further devices wait for the next round
 }
 
 void copy_to_host(House& house, Work& w) {

@@ -78,6 +78,40 @@ TEST_P(ApiMemory, part_of_a_range_prefetched_is_mixed_residency) {
   EXPECT_EQ(b.residency(), HMMRT_INVALID_LOCATION);
 }
 
+TEST_P(ApiMemory, a_block_on_several_devices_comes_home_whole) {
+  if (last_device() == 0) GTEST_SKIP() << "one device";
+  hmmrt::managed_buffer<std::uint32_t> b(context(), k_block / 4);
+  const auto scatter = [&] {
+    context().prefetch(b.data(), k_block / 2, 0);
+    context().prefetch(b.data() + b.size() / 2, k_block / 2, 1);
+  };
+  for (std::size_t i = 0; i < b.size(); ++i) b[i] = static_cast<std::uint32_t>(i);
+  scatter();
+  b.prefetch(HMMRT_CPU);
+  EXPECT_EQ(b.residency(), HMMRT_CPU);
+  scatter();
+  EXPECT_EQ(hmmrt_pin(handle(), b.data(), b.bytes()), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  EXPECT_EQ(b.residency(), HMMRT_CPU);
+  context().unpin(b.data(), b.bytes());
+  scatter();
+  b.prefetch(1);
+  EXPECT_EQ(b.residency(), 1);
+  EXPECT_EQ(context().stats().hints_without_effect, 0u);
+  for (std::size_t i = 0; i < b.size(); ++i) ASSERT_EQ(b[i], static_cast<std::uint32_t>(i));
+}
+
+TEST(ApiMemoryOfThree, a_block_on_two_devices_goes_to_a_third_whole) {
+  hmmrt::context c({{"devices", "3"}, {"device_memory", "16M"}, {"log_level", "off"}});
+  hmmrt::managed_buffer<std::uint32_t> b(c, k_block / 4);
+  for (std::size_t i = 0; i < b.size(); ++i) b[i] = static_cast<std::uint32_t>(i);
+  c.prefetch(b.data(), k_block / 2, 0);
+  c.prefetch(b.data() + b.size() / 2, k_block / 2, 1);
+  b.prefetch(2);
+  EXPECT_EQ(b.residency(), 2);
+  EXPECT_EQ(c.stats().hints_without_effect, 0u);
+  for (std::size_t i = 0; i < b.size(); ++i) ASSERT_EQ(b[i], static_cast<std::uint32_t>(i));
+}
+
 TEST_P(ApiMemory, batch_prefetch_sends_each_range_to_its_location) {
   hmmrt::managed_buffer<char> a(context(), k_block), b(context(), k_block), c(context(), k_block);
   for (auto* x : {&a, &b, &c}) std::memset(x->data(), 1, k_block);
