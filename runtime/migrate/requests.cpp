@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <utility>
 #include <vector>
 
 #include "migrate/coherence.hpp"
@@ -14,20 +15,21 @@ namespace {
 
 constexpr unsigned k_attempts = 64;  // rounds for pages that are busy
 
-// Moving pieces to one processor.
+// Moving pieces to one processor. A run leaves in them what was busy, for the next.
 class PrefetchJobs final : public Jobs {
  public:
-  PrefetchJobs(House& house, const std::vector<Piece>& pieces, Processor to, Cause cause, bool happened)
+  PrefetchJobs(House& house, std::vector<Piece>& pieces, Processor to, Cause cause, bool happened)
       : house_(house), pieces_(pieces), to_(to), cause_(cause), happened_(happened) {}
 
   std::uint64_t busy() const { return busy_.load(std::memory_order_relaxed); }
   std::uint64_t missed() const { return missed_.load(std::memory_order_relaxed); }
 
   bool plan(std::size_t i, Work& work) override {
-    Block* block = house_.space.find(pieces_[i].base);
+    const PageMask asked = std::exchange(pieces_[i].pages, PageMask{});
+    Block* block = asked.any() ? house_.space.find(pieces_[i].base) : nullptr;
     if (block == nullptr) return false;
     block->claim();
-    const PageMask pages = pieces_[i].pages & block->valid;
+    const PageMask pages = asked & block->valid;
     work.block = block;
     work.to = to_;
     work.cause = cause_;
@@ -55,18 +57,19 @@ class PrefetchJobs final : public Jobs {
     return true;
   }
 
-  void done(std::size_t, Work& w) override {
+  void done(std::size_t i, Work& w) override {
     const DevicePart* part = to_ != k_cpu ? w.block->part(to_) : nullptr;
     const PageMask there = to_ == k_cpu ? w.block->on_cpu : part != nullptr ? part->resident : PageMask{};
     const PageMask left = (w.pages | w.duplicate | w.refused | w.full | w.forbidden) - there - w.gone;
     const PageMask again = left & w.refused;
+    pieces_[i].pages = again;
     busy_.fetch_add(again.count(), std::memory_order_relaxed);
     missed_.fetch_add((left - again).count(), std::memory_order_relaxed);
   }
 
  private:
   House& house_;
-  const std::vector<Piece>& pieces_;
+  std::vector<Piece>& pieces_;
   Processor to_;
   Cause cause_;
   bool happened_;
@@ -238,13 +241,17 @@ std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent>
     extents = sent;
   }
   const Borrowed pipeline(pool);
-  const std::vector<Piece> pieces = pieces_of(extents);
+  std::vector<Piece> pieces = pieces_of(extents);
   std::uint64_t missed = 0;
-  for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
+  for (unsigned attempt = 1;; ++attempt) {
     PrefetchJobs jobs(house, pieces, to, cause, driven);
     pipeline->run(pieces.size(), jobs);
-    missed = jobs.missed() + jobs.busy();
+    missed += jobs.missed();
     if (jobs.busy() == 0) break;
+    if (attempt == k_attempts) {
+      missed += jobs.busy();
+      break;
+    }
     static const Word never{0};
     park(never, 0, 50'000);
   }

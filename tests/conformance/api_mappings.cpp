@@ -203,9 +203,10 @@ int userfaultfd_of(const void* at) {
     char name[64] = {};
     const std::string link = "/proc/self/fd/" + std::to_string(fd);
     if (readlink(link.c_str(), name, sizeof name - 1) < 0 || std::string(name) != "anon_inode:[userfaultfd]") continue;
-    uffdio_writeprotect args{};
+    uffdio_register args{};
     args.range = {reinterpret_cast<std::uintptr_t>(at), k_page};
-    if (ioctl(fd, UFFDIO_WRITEPROTECT, &args) == 0) return fd;
+    args.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+    if (ioctl(fd, UFFDIO_REGISTER, &args) == 0) return fd;  // else another one does
   }
   return -1;
 }

@@ -102,10 +102,11 @@ void UffdMirror::drop(std::uintptr_t base, const PageMask& pages) {
 // The mark is write protection: it goes when the kernel clears the page, and a page touched afterwards has none. While
 // the application's call has not gone on, marking fails with EAGAIN: such pages stay `unwatched`, which is pending too.
 void UffdMirror::watch_drop(std::uintptr_t base, const PageMask& pages) {
+  int error = 0;  // EAGAIN will be so for all: each try would wait for it to end
   for_each_part(base, pages, [&](Part part) {
     part.pages.for_each_run([&](unsigned first, unsigned count) {
       const PageMask run = PageMask::range(first, count);
-      const int error = protect(part.arena, part.at(first), count * k_page_size, true);
+      if (error != EAGAIN) error = protect(part.arena, part.at(first), count * k_page_size, true);
       part.state.unwatched = error == EAGAIN ? part.state.unwatched | run : part.state.unwatched - run;
       if (error == 0) part.state.protected_ |= run;
     });

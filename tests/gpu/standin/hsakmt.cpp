@@ -90,7 +90,7 @@ constexpr std::uint32_t k_gfx = 90010;
 // ---- the topology's directory ---------------------------------------------------------------------------------------
 
 char g_topology[256];  // no constructor: written before those of this library have run
-pid_t g_owner = 0;
+pid_t g_owner = 0, g_driver_owner = 0;
 
 // A GPU or the CPU (gpu_id 0), as the directory of this number.
 void write_node(std::uint32_t directory, std::uint32_t gpu_id, std::uint32_t location) {
@@ -106,11 +106,8 @@ void write_node(std::uint32_t directory, std::uint32_t gpu_id, std::uint32_t loc
                                    << (gpu && hive() ? 77 : 0) << '\n';
 }
 
-// What remains at the end is brought home, and let go of: leak checkers look at all memory, with every other thread stopped,
-// and one that was about to end gives its stack back to the kernel, which would wait for our thread to hear of that.
 void at_end() {
   if (getpid() != g_owner) return;
-  if (g_driver != nullptr) g_driver.load()->retire();
   std::error_code ignored;
   std::filesystem::remove_all(g_topology, ignored);
 }
@@ -141,6 +138,12 @@ __attribute__((constructor)) void at_start() {
   if (is_on()) make_topology();
 }
 
+// What remains at the end is brought home, and let go of: leak checkers look at all memory, with every other thread stopped,
+// and one that was about to end gives its stack back to the kernel, which would wait for our thread to hear of that.
+void retire() {
+  if (g_driver != nullptr && getpid() == g_driver_owner) g_driver.load()->retire();
+}
+
 Driver* make_driver() {
   alignas(Driver) static std::byte place[sizeof(Driver)];  // no destructor: its thread runs until the process ends
   standin::Configuration c;
@@ -151,6 +154,8 @@ Driver* make_driver() {
   c.apu = apu();
   c.granularity = static_cast<std::uint32_t>(number("HMMRT_TEST_KFD_GRANULARITY", c.granularity));
   auto* const driver = new (place) Driver(standin::own_memory(), c);
+  g_driver_owner = getpid();
+  std::atexit(&retire);
   if (!driver->start()) std::fputs("stand-in GPU driver: no userfaultfd that moves pages; none will move\n", stderr);
   return driver;
 }

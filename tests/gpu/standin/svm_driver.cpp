@@ -102,13 +102,14 @@ void Driver::retire() {
     read_events();
     settle();
     for (auto& [base, b] : pages_.blocks()) to_system(base, base + k_block, defaults(), Trigger::prefetch);
-    moves_ = false;
+    moves_ = false;  // what is asked from now on moves nothing, but events are read until the end
   }
   // Its thread first: userfaultfd lets go of memory, and of who waits for an answer, when nobody polls it any more.
   const std::uint64_t one = 1;
   if (write(retired_, &one, sizeof one) == sizeof one) {
     while (!ended_.load()) sched_yield();
   }
+  const Locked guard(this);
   pages_.close();
 }
 
@@ -144,7 +145,7 @@ void Driver::resume() {
 }
 
 void Driver::read_events() {
-  if (!moves_) return;
+  if (pages_.events() < 0) return;
   pollfd wait{pages_.events(), POLLIN, 0};
   if (poll(&wait, 1, 0) <= 0) return;
   stop();
