@@ -43,8 +43,9 @@ void FaultService::start() {
   });
   threads_[1] = std::thread([this] {
     pthread_setname_np(pthread_self(), "hmmrt-device");
-    while (!stopping_.load(std::memory_order_acquire)) {
-      const std::uint32_t seen = doorbell_.seen();
+    for (;;) {
+      const std::uint32_t seen = doorbell_.seen();  // before anything is looked at: who changes it rings afterwards
+      if (stopping_.load(std::memory_order_acquire)) return;
       if (step_device()) continue;
       const std::uint64_t due = next_due_ns();
       const std::uint64_t now = house_.clock.now_ns();

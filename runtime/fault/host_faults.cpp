@@ -71,7 +71,10 @@ class FaultService::HostJobs final : public Jobs {
       work.remote = PageMask{};
       if (waiting.any()) service_.keep(g, waiting, house.clock.now_ns() + plan.throttle_ns);
       work.faulted = work.faulted - waiting;
-      if (plan.pin_ns != 0) service_.later(1, g.base, block->held, block->held_until_ns, true);
+      if (plan.pin_ns != 0) {
+        service_.later(1, g.base, block->held, block->held_until_ns, true);
+        service_.doorbell_.ring();  // who serves that may be asleep with nothing due
+      }
     }
     return true;
   }
