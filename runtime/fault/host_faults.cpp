@@ -51,15 +51,16 @@ class FaultService::HostJobs final : public Jobs {
 
     const PageMask stranger = faulted - block->valid;  // freed, but still mapped: plain memory
     const PageMask there = (faulted & block->on_cpu) - stranger;
+    const PageMask mapped = there | stranger;
     const PageMask collapse = there & g.protected_write & block->cpu_protected;
     // A write to a page about to be cleared waits until it was.
     const PageMask going = dropping(house, *block, (there & g.protected_write) - collapse);
     // A stranger's may be write-protected, too: mapped where something was unmapped just as that was being protected.
-    const PageMask spurious = ((there | stranger) & g.protected_write) - collapse - going;
+    const PageMask spurious = (mapped & g.protected_write) - collapse - going;
     if (spurious.any()) house.host.write_protect(g.base, spurious, false);
-    const PageMask missing = (there - g.protected_write) | (stranger - g.protected_write);
+    const PageMask missing = mapped - g.protected_write;
     if (missing.any()) house.host.populate(g.base, grow(*block, missing));
-    work.satisfied = (there - collapse - going) | stranger;
+    work.satisfied = mapped - collapse - going;
     work.pages = collapse;
 
     const PageMask asking = faulted - there - stranger;

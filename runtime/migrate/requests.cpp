@@ -18,10 +18,16 @@ constexpr unsigned k_attempts = 64;  // rounds for pages that are busy
 // Moving pieces to one processor. A run leaves in them what was busy, for the next.
 class PrefetchJobs final : public Jobs {
  public:
-  PrefetchJobs(House& house, std::vector<Piece>& pieces, Processor to, Cause cause, bool happened)
-      : house_(house), pieces_(pieces), to_(to), cause_(cause), happened_(happened) {}
+  PrefetchJobs(House& house, std::vector<Piece> pieces, Processor to, Cause cause, bool happened)
+      : house_(house), pieces_(std::move(pieces)), to_(to), cause_(cause), happened_(happened) {}
 
-  std::uint64_t busy() const { return busy_.load(std::memory_order_relaxed); }
+  std::size_t size() const { return pieces_.size(); }
+  // Between runs. Pages to be tried again; pages given up, in all runs.
+  std::uint64_t busy() const {
+    std::uint64_t pages = 0;
+    for (const Piece& piece : pieces_) pages += piece.pages.count();
+    return pages;
+  }
   std::uint64_t missed() const { return missed_.load(std::memory_order_relaxed); }
 
   bool plan(std::size_t i, Work& work) override {
@@ -63,17 +69,16 @@ class PrefetchJobs final : public Jobs {
     const PageMask left = (w.pages | w.duplicate | w.refused | w.full | w.forbidden) - there - w.gone;
     const PageMask again = left & w.refused;
     pieces_[i].pages = again;
-    busy_.fetch_add(again.count(), std::memory_order_relaxed);
     missed_.fetch_add((left - again).count(), std::memory_order_relaxed);
   }
 
  private:
   House& house_;
-  std::vector<Piece>& pieces_;
+  std::vector<Piece> pieces_;
   Processor to_;
   Cause cause_;
   bool happened_;
-  std::atomic<std::uint64_t> busy_{0}, missed_{0};
+  std::atomic<std::uint64_t> missed_{0};
 };
 
 // Runs `fn(block, pages)` on every block of the range, with its claim.
@@ -241,21 +246,14 @@ std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent>
     extents = sent;
   }
   const Borrowed pipeline(pool);
-  std::vector<Piece> pieces = pieces_of(extents);
-  std::uint64_t missed = 0;
-  for (unsigned attempt = 1;; ++attempt) {
-    PrefetchJobs jobs(house, pieces, to, cause, driven);
-    pipeline->run(pieces.size(), jobs);
-    missed += jobs.missed();
+  PrefetchJobs jobs(house, pieces_of(extents), to, cause, driven);
+  for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
+    pipeline->run(jobs.size(), jobs);
     if (jobs.busy() == 0) break;
-    if (attempt == k_attempts) {
-      missed += jobs.busy();
-      break;
-    }
     static const Word never{0};
     park(never, 0, 50'000);
   }
-  return missed + refused;
+  return jobs.missed() + jobs.busy() + refused;
 }
 
 Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t bytes) {

@@ -44,16 +44,14 @@ void prepare_to_host(House& house, Work& w) {
 
   const PageMask away = (w.pages | w.duplicate) - b.on_cpu;
   w.peer = main_owner(house, b, away);
-  if (w.peer == k_no_processor) {
-    w.refused |= away;  // exclusive, and not given back just now
-    return;
-  }
+  // For the next round: pages on further devices, and exclusive ones that could not be given back just now.
+  w.refused |= w.peer == k_no_processor ? away : away - b.part(w.peer)->resident;
+  if (w.peer == k_no_processor) return;
   const DevicePart& part = *b.part(w.peer);
   start_transfer(house, w, w.move, w.peer, (w.pages - b.on_cpu) & part.resident, false);
   if ((w.move.pages - w.move.outcome.taken()).any()) note_refusals(house, w, w.peer, w.move.outcome);
   start_transfer(house, w, w.dup, w.peer, (w.duplicate - b.on_cpu) & part.resident, true);
   if ((w.dup.pages - w.dup.outcome.taken()).any()) note_refusals(house, w, w.peer, w.dup.outcome);
-  w.refused |= away - part.resident;  // pages on further devices wait for the next round
 }
 
 void copy_to_host(House& house, Work& w) {

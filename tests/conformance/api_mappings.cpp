@@ -197,16 +197,21 @@ TEST_P(ApiMappings, memory_is_allocated_elsewhere_than_in_the_hole_of_a_registra
   for (void* p : all) context().free(p);
 }
 
+// False: another userfaultfd does.
+bool watch(int userfaultfd, const void* at, std::size_t bytes) {
+  uffdio_register args{};
+  args.range = {reinterpret_cast<std::uintptr_t>(at), bytes};
+  args.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+  return ioctl(userfaultfd, UFFDIO_REGISTER, &args) == 0;
+}
+
 // Of all userfaultfds of this process the one that watches `at`, which is mapped and managed; -1: none.
 int userfaultfd_of(const void* at) {
   for (int fd = 3; fd < 64; ++fd) {
     char name[64] = {};
     const std::string link = "/proc/self/fd/" + std::to_string(fd);
     if (readlink(link.c_str(), name, sizeof name - 1) < 0 || std::string(name) != "anon_inode:[userfaultfd]") continue;
-    uffdio_register args{};
-    args.range = {reinterpret_cast<std::uintptr_t>(at), k_page};
-    args.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
-    if (ioctl(fd, UFFDIO_REGISTER, &args) == 0) return fd;  // else another one does
+    if (watch(fd, at, k_page)) return fd;
   }
   return -1;
 }
@@ -225,12 +230,9 @@ TEST_P(ApiMappings, whoever_comes_to_be_watched_by_accident_can_write) {
   ASSERT_EQ(mmap(hole, 8 * k_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), hole);
   for (char* const at : {hole, other.get() + k_block}) {
     std::memset(at, 5, 8 * k_page);
-    uffdio_register watch{};
-    watch.range = {reinterpret_cast<std::uintptr_t>(at), 8 * k_page};
-    watch.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
-    ASSERT_EQ(ioctl(fd, UFFDIO_REGISTER, &watch), 0) << std::strerror(errno);
+    ASSERT_TRUE(watch(fd, at, 8 * k_page)) << std::strerror(errno);
     uffdio_writeprotect protect{};
-    protect.range = watch.range;
+    protect.range = {reinterpret_cast<std::uintptr_t>(at), 8 * k_page};
     protect.mode = UFFDIO_WRITEPROTECT_MODE_WP;
     ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &protect), 0) << std::strerror(errno);
     for (std::size_t i = 0; i < 8; ++i) static_cast<volatile char*>(at)[i * k_page] = 6;
