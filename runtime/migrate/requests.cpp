@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -154,6 +155,13 @@ bool end_management(House& house, Range* range, bool at_home) {
   return all;
 }
 
+// Forgets a range whose management has ended. Who has found its counters uses them under the claim of one of its blocks:
+// once it cannot be found any more and each claim was free since, nobody does.
+void end_range(House& house, Range* range) {
+  const std::unique_ptr<Range> ended = house.space.forget_range(range);
+  if (ended != nullptr) with_claims(house, ended->addr, ended->bytes, [](Block&, const PageMask&) {});
+}
+
 // Takes back the marks of a range that stays.
 void unmark(House& house, const Range& range) {
   with_claims(house, range.addr, range.bytes, [&](Block& block, const PageMask& pages) {
@@ -170,7 +178,7 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
   const std::size_t bytes = range->bytes;
   if (!bring_home) {
     (void)end_management(house, range, false);
-    house.space.forget_range(range);
+    end_range(house, range);
     return {};
   }
   // Marked as pinned, nothing that has come home leaves again: somebody may be prefetching it to a device just now.
@@ -178,7 +186,7 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
     (void)prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence);
     if (!end_management(house, range, true)) continue;
-    house.space.forget_range(range);
+    end_range(house, range);
     return {};
   }
   unmark(house, *range);

@@ -78,12 +78,14 @@ Status AddressSpace::add_range(std::uintptr_t addr, std::size_t bytes, bool regi
   return {};
 }
 
-void AddressSpace::forget_range(Range* range) {
+std::unique_ptr<Range> AddressSpace::forget_range(Range* range) {
   const std::unique_lock guard(ranges_lock_);
   const auto it = ranges_.find(range->addr);
-  if (it == ranges_.end() || it->second.get() != range) return;  // cut meanwhile
+  if (it == ranges_.end() || it->second.get() != range) return nullptr;
   managed_bytes_.fetch_sub(range->bytes, std::memory_order_relaxed);
+  std::unique_ptr<Range> taken = std::move(it->second);
   ranges_.erase(it);
+  return taken;
 }
 
 void AddressSpace::cut(std::uintptr_t addr, std::size_t bytes, std::vector<Range*>* left) {

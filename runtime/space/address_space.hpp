@@ -44,8 +44,9 @@ class AddressSpace {
   // Records [addr, addr + bytes), page aligned, as a range, and makes its blocks. Pages turn valid block by block, by
   // the caller, under each claim. Errors: overlap (ALREADY_MANAGED), no memory.
   Status add_range(std::uintptr_t addr, std::size_t bytes, bool registered, Range** out);
-  // Forgets a range none of whose pages is valid any more. The caller makes sure that nobody uses the Range any more.
-  void forget_range(Range* range);
+  // Takes a range none of whose pages is valid any more out of the ranges: nobody finds it from now on, but who has found it
+  // before may still be using it. Null: it was cut meanwhile, see below.
+  std::unique_ptr<Range> forget_range(Range* range);
   // Takes [addr, addr + bytes) out of the ranges, for mremap. What is left of a range that it meets becomes a range of its
   // own, or two, added to `left`: the caller makes the blocks know. The Range itself stays in memory until the space goes,
   // because anybody may be using it.

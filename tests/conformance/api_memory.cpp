@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Managed memory as the API promises it: allocation, registration, prefetch, advice, discard, pins, attributes.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <list>
 #include <memory_resource>
+#include <thread>
 #include <vector>
 
 #include "conformance/api_environment.hpp"
@@ -234,6 +236,36 @@ TEST_P(ApiMemory, registered_memory_is_shared_and_comes_home) {
   context().prefetch(m.get(), n * 4, 0);
   context_.reset();  // destroying the context brings it home, too
   for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(m.words()[i], i + 1);
+}
+
+// Each is found by the addresses of the block, also while it ends.
+TEST_P(ApiMemory, a_registration_comes_and_goes_beside_another_of_its_block) {
+  constexpr std::size_t k_half = k_block / 2;
+  const Mapping m(2 * k_block);
+  char* const block = m.get() + (k_block - reinterpret_cast<std::uintptr_t>(m.get()) % k_block) % k_block;
+  std::memset(block, 7, k_half);
+  auto* const words = reinterpret_cast<std::uint32_t*>(block + k_half);
+  context().register_memory(words, k_half);
+  std::atomic<bool> stop{false};
+  std::thread neighbour([&] {
+    while (!stop) {
+      context().register_memory(block, k_half);
+      hmmrt_result_t result = HMMRT_ERROR_BUSY;
+      while (result == HMMRT_ERROR_BUSY) result = hmmrt_unregister(handle(), block);
+      ASSERT_EQ(result, HMMRT_SUCCESS) << hmmrt_last_error_detail();
+    }
+  });
+  const hmmrt::stream s(context(), last_device());
+  constexpr std::uint32_t k_rounds = 30;
+  for (std::uint32_t round = 1; round <= k_rounds; ++round) {
+    s.launch("add", k_half / 4, AddOne{hmmrt::gptr<std::uint32_t>(words)});
+    s.synchronize();
+    for (std::size_t i = 0; i < k_half / 4; i += 1023) ASSERT_EQ(words[i], round);
+  }
+  stop = true;
+  neighbour.join();
+  EXPECT_EQ(std::count(block, block + k_half, 7), static_cast<std::ptrdiff_t>(k_half));
+  context().unregister_memory(words);
 }
 
 TEST_P(ApiMemory, pinned_pages_stay_home_until_the_last_unpin) {
