@@ -42,20 +42,21 @@ void Context::close() {
   }
   wait_unused();
 
-  service_->fence();  // what mremap moved is known by its new address
-  std::vector<std::uintptr_t> registered;
-  for_each_range([&](const Range& range) {
-    if (range.registered) registered.push_back(range.addr);
-  });
-  for (const std::uintptr_t addr : registered) {
-    Status s;
-    for (unsigned attempt = 0; attempt < k_home_attempts; ++attempt) {
-      s = forget(addr, true);
-      if (s.ok()) break;
+  std::string failed;
+  for (unsigned attempt = 0; attempt < k_home_attempts; ++attempt) {
+    service_->fence();  // what mremap has moved, perhaps since the last attempt, is known by its new address
+    std::vector<std::uintptr_t> registered;
+    for_each_range([&](const Range& range) {
+      if (range.registered) registered.push_back(range.addr);
+    });
+    if (registered.empty()) break;
+    failed.clear();
+    for (const std::uintptr_t addr : registered) {
+      const Status s = forget(addr, true);
+      if (!s.ok() && s.code() != HMMRT_ERROR_NOT_MANAGED) failed = failure_detail();  // else it has moved just now
     }
-    if (!s.ok())
-      log::warn(std::string("context destroyed with registered memory that cannot come home: ") + failure_detail());
   }
+  if (!failed.empty()) log::warn("context destroyed with registered memory that cannot come home: " + failed);
   if (heap_ != nullptr) heap_->release_all();
   service_->stop();
   write_trace();

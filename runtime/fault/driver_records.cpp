@@ -60,14 +60,20 @@ void FaultService::tie_home(Block& block, Processor device, const PageMask& page
 }
 
 void FaultService::follow_move(const DriverRecord& r) {
-  const bool any_pointer = house_.host.info().any_pointer;
   const std::uintptr_t base = block_floor(r.addr);
+  PageMask pages = PageMask::range(page_in_block(r.addr), static_cast<unsigned>(r.bytes >> k_page_shift));
   Block* block = house_.space.find(base);
-  if (block == nullptr && any_pointer && !house_.is_foreign(base)) block = house_.space.ensure(base);
+  bool adoptable = house_.host.info().any_pointer;
+  if (adoptable && block != nullptr) {
+    block->claim();
+    adoptable = !block->valid.contains(pages);
+    release(house_, *block);
+  }
+  adoptable = adoptable && !house_.is_foreign(base);  // may wait for other contexts' locks: without the claim
+  if (block == nullptr && adoptable) block = house_.space.ensure(base);
   if (block == nullptr) return;
   block->claim();
-  PageMask pages = PageMask::range(page_in_block(r.addr), static_cast<unsigned>(r.bytes >> k_page_shift));
-  if (any_pointer && !block->valid.contains(pages) && !house_.is_foreign(base)) adopt(house_, *block, pages);
+  if (adoptable) adopt(house_, *block, pages);
   pages &= block->valid;
   const Processor device = r.to != k_cpu ? r.to : r.from;
   const DevicePart* part = block->part(device);

@@ -317,7 +317,7 @@ bool FaultService::serve_host() {
 }
 
 bool FaultService::step_host(std::int64_t timeout_ns) {
-  if (event_count_ == 0) {
+  if (event_count_ == 0 && noticed_.empty()) {  // a stalled round may have read more than it looked at
     std::int64_t wait_ns = timeout_ns;
     if (!host_pending_.empty()) {
       std::uint64_t due = host_pending_.front().due_ns;

@@ -269,8 +269,6 @@ void collapse_to_cpu(House& house, Block& block, const PageMask& pages) {
   house.tally(block, k_cpu, block.base).add(Count::duplicates_collapsed, shared.count());
 }
 
-namespace {
-
 // Acts on what the application did. Removed pages become the CPU's again, with no contents; unmapped ones invalid.
 void settle(House& house, Block& block) {
   Notices taken;
@@ -306,8 +304,6 @@ void settle(House& house, Block& block) {
   }
   house.unsettled.fetch_sub(1, std::memory_order_release);
 }
-
-}  // namespace
 
 void notice(House& house, Block& block, const PageMask& pages, bool unmapped) {
   const std::lock_guard guard(block.state_lock);

@@ -63,6 +63,10 @@ void collapse_to_cpu(House& house, Block& block, const PageMask& pages);
 // no claim.
 void notice(House& house, Block& block, const PageMask& pages, bool unmapped);
 
+// Acts on what has been noticed. Claim held. `release` does so, too; before it only who is about to change what pages of the
+// block stand for needs this.
+void settle(House& house, Block& block);
+
 // Settles notices, releases the claim, and tells the event thread if a CPU fault waits for the block.
 void release(House& house, Block& block);
 

@@ -57,7 +57,7 @@ void move_page(House& house, Block& from, unsigned old_page, Block& to, unsigned
 void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes,
                   void (*before_release)(void*), void* arg) {
   // What was managed at the new addresses is gone: mremap unmapped it, or something did before.
-  std::vector<Range*> left;
+  std::vector<std::pair<std::uintptr_t, std::size_t>> left;
   house.space.cut(from, bytes, &left);
   house.space.cut(to, bytes, &left);
   Range* range = nullptr;
@@ -72,13 +72,14 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
   }
   std::sort(claimed.begin(), claimed.end(), [](const Block* a, const Block* b) { return a->base < b->base; });
   claimed.erase(std::unique(claimed.begin(), claimed.end()), claimed.end());
-  for (Block* block : claimed) block->claim();
-
+  for (Block* block : claimed) {
+    block->claim();
+    settle(house, *block);  // what is noticed by now is about what was there before
+  }
   house.space.for_each_block(
       from, bytes, [&](Block& block, const PageMask& pages) { untranslate(house, block, pages & block.valid); });
   (void)house.host.rehome(from, to, bytes);
-  house.space.for_each_block(
-      to, bytes, [&](Block& block, const PageMask&) { block.range = block.valid.none() ? range : nullptr; });
+  house.space.for_each_block(to, bytes, [&](Block& block, const PageMask&) { block.range = nullptr; });
   house.space.for_each_block(from, bytes, [&](Block& block, const PageMask& pages) {
     const PageMask mine = pages & block.valid;
     mine.for_each([&](unsigned page) {
@@ -90,10 +91,11 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
   });
   before_release(arg);
   for (Block* block : claimed) release(house, *block);
-  for (Range* rest : left) {
-    house.space.for_each_block(rest->addr, rest->bytes, [&](Block& block, const PageMask& pages) {
+  // They count for the range that has their addresses: it may have ended since, so none is kept.
+  for (const auto& [addr, length] : left) {
+    house.space.for_each_block(addr, length, [&](Block& block, const PageMask&) {
       block.claim();
-      if (block.range != range) block.range = pages.full() ? rest : nullptr;
+      block.range = nullptr;
       release(house, block);
     });
   }

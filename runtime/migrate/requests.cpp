@@ -159,7 +159,10 @@ bool end_management(House& house, Range* range, bool at_home) {
 // once it cannot be found any more and each claim was free since, nobody does.
 void end_range(House& house, Range* range) {
   const std::unique_ptr<Range> ended = house.space.forget_range(range);
-  if (ended != nullptr) with_claims(house, ended->addr, ended->bytes, [](Block&, const PageMask&) {});
+  if (ended == nullptr) return;
+  with_claims(house, ended->addr, ended->bytes, [&](Block& block, const PageMask&) {
+    if (block.range == ended.get()) block.range = nullptr;  // set by a registration that had not returned
+  });
 }
 
 // Takes back the marks of a range that stays.

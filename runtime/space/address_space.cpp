@@ -88,7 +88,8 @@ std::unique_ptr<Range> AddressSpace::forget_range(Range* range) {
   return taken;
 }
 
-void AddressSpace::cut(std::uintptr_t addr, std::size_t bytes, std::vector<Range*>* left) {
+void AddressSpace::cut(std::uintptr_t addr, std::size_t bytes,
+                       std::vector<std::pair<std::uintptr_t, std::size_t>>* left) {
   const std::uintptr_t end = addr + bytes;
   const std::unique_lock guard(ranges_lock_);
   auto it = ranges_.upper_bound(addr);
@@ -108,7 +109,7 @@ void AddressSpace::cut(std::uintptr_t addr, std::size_t bytes, std::vector<Range
       piece->bytes = to - from;
       piece->registered = registered;
       managed_bytes_.fetch_add(piece->bytes, std::memory_order_relaxed);
-      left->push_back(piece.get());
+      left->emplace_back(from, piece->bytes);
       ranges_.emplace(from, std::move(piece));
     }
   }

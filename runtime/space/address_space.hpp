@@ -48,9 +48,9 @@ class AddressSpace {
   // before may still be using it. Null: it was cut meanwhile, see below.
   std::unique_ptr<Range> forget_range(Range* range);
   // Takes [addr, addr + bytes) out of the ranges, for mremap. What is left of a range that it meets becomes a range of its
-  // own, or two, added to `left`: the caller makes the blocks know. The Range itself stays in memory until the space goes,
-  // because anybody may be using it.
-  void cut(std::uintptr_t addr, std::size_t bytes, std::vector<Range*>* left);
+  // own, or two, whose addresses and bytes are added to `left`: the caller makes their blocks forget the old one. The Range
+  // itself stays in memory until the space goes, because anybody may be using it.
+  void cut(std::uintptr_t addr, std::size_t bytes, std::vector<std::pair<std::uintptr_t, std::size_t>>* left);
 
   // The range that contains `addr`, or null. Valid until that range is removed.
   Range* find_range(std::uintptr_t addr) const;

@@ -125,6 +125,22 @@ TEST_P(ApiMappings, destroying_the_context_brings_home_what_mremap_moved) {
   EXPECT_EQ(m.wrong(), 0u);
 }
 
+TEST_P(ApiMappings, what_moves_while_its_context_ends_comes_home) {
+  for (unsigned round = 0; round < 10; ++round) {
+    open();
+    const Moving stays(context(), 2 * k_block);
+    Moving moves(context(), 3 * k_block);
+    context().prefetch(stays.words(), 2 * k_block, last_device());
+    context().prefetch(moves.words(), 3 * k_block, 0);
+    std::thread mover([&] {
+      for (unsigned i = 0; i < 3; ++i) EXPECT_TRUE(moves.move());
+    });
+    context_.reset();
+    mover.join();
+    ASSERT_EQ(stays.wrong() + moves.wrong(), 0u) << round;
+  }
+}
+
 TEST_P(ApiMappings, write_protected_copies_can_be_written_after_mremap) {
   Moving m(context(), 2 * k_block);
   context().prefetch(m.words(), 2 * k_block, last_device());  // whole blocks out and home

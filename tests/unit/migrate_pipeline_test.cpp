@@ -532,6 +532,36 @@ TEST(Pipeline, caller_takes_up_no_work_of_the_application_while_it_holds_claims)
   for (std::size_t i = 0; i < world.size(); ++i) world.expect_on_device(i, k_used);
 }
 
+// The event thread had noticed it, and not come to settle it, when the pages came.
+TEST(Remap, what_was_noticed_at_the_new_addresses_is_not_about_what_comes_there) {
+  World world(2);
+  Pipeline pipeline(world.house, 1, 1);
+  Moves moves(world, 1);
+  moves.wanted = [](std::size_t i) { return i == 0; };
+  pipeline.run(world.size(), moves);
+  notice(world.house, world.block(1), PageMask::all(), true);
+  follow_remap(world.house, world.base(0), world.base(1), k_block_size, [](void*) {}, nullptr);
+  EXPECT_EQ(world.house.unsettled, 0u);
+  EXPECT_TRUE(world.block(0).valid.none());
+  EXPECT_TRUE(world.block(1).valid.full());
+  ASSERT_EQ(world.part(1).resident, k_used);
+  k_used.for_each([&](unsigned p) { EXPECT_EQ(world.device.words[world.part(1).frames[p]], contents(0, p)) << p; });
+}
+
+TEST(Remap, what_was_dropped_before_is_dropped_at_the_new_addresses) {
+  World world(2);
+  Pipeline pipeline(world.house, 1, 1);
+  Moves moves(world, 1);
+  moves.wanted = [](std::size_t i) { return i == 0; };
+  pipeline.run(world.size(), moves);
+  notice(world.house, world.block(0), PageMask::one(3), false);
+  notice(world.house, world.block(1), PageMask::all(), true);
+  follow_remap(world.house, world.base(0), world.base(1), k_block_size, [](void*) {}, nullptr);
+  EXPECT_EQ(world.house.unsettled, 0u);
+  EXPECT_EQ(world.part(1).resident, k_used - PageMask::one(3));
+  EXPECT_TRUE(world.block(1).on_cpu.test(3));
+}
+
 TEST(Pipeline, pool_lends_each_pipeline_once_and_again_when_returned) {
   World world(1);
   PipelinePool pool(world.house, 2, 2);

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 namespace standin {
@@ -222,13 +223,21 @@ void Pages::follow(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {
     const std::size_t i = (from + done) % k_block / k_page;
     if (old->where[i] != 0) {
       const std::uintptr_t at = old->hidden + i * k_page;
-      MoveArgs args{to + done, at, k_page, k_move_holes | k_move_asleep, 0};
-      // In doubt: what comes of the new place is known when its event is heeded, and nobody needs the page then.
-      while (ioctl(events_, k_move, &args) != 0) {
-        if (errno == EEXIST) break;
+      bool home = true;
+      for (;;) {
+        MoveArgs args{to + done, at, k_page, k_move_holes | k_move_asleep, 0};
+        if (ioctl(events_, k_move, &args) == 0 || errno == EEXIST) break;
         if (errno == EAGAIN && again(to + done, to + done + k_page)) continue;
-        if (errno != EAGAIN) copy_home(to + done, at);
+        read_events();
+        home = !in_doubt(to + done, to + done + k_page) && copy_home(to + done, at);
         break;
+      }
+      if (!home) {  // it has moved on, perhaps: the GPU's, at the new address, until that event is heeded
+        Block& there = block(to + done);
+        const std::size_t k = (to + done) % k_block / k_page;
+        if (there.hidden == 0) there.hidden = hidden();
+        std::memcpy(reinterpret_cast<void*>(there.hidden + k * k_page), reinterpret_cast<void*>(at), k_page);
+        set(there, k, old->where[i]);
       }
       madvise(reinterpret_cast<void*>(at), k_page, MADV_DONTNEED);
       set(*old, i, 0);
