@@ -540,7 +540,8 @@ TEST(Remap, what_was_noticed_at_the_new_addresses_is_not_about_what_comes_there)
   moves.wanted = [](std::size_t i) { return i == 0; };
   pipeline.run(world.size(), moves);
   notice(world.house, world.block(1), PageMask::all(), true);
-  follow_remap(world.house, world.base(0), world.base(1), k_block_size, [](void*) {}, nullptr);
+  follow_remap(
+      world.house, world.base(0), world.base(1), k_block_size, [](void*) {}, nullptr);
   EXPECT_EQ(world.house.unsettled, 0u);
   EXPECT_TRUE(world.block(0).valid.none());
   EXPECT_TRUE(world.block(1).valid.full());
@@ -556,7 +557,8 @@ TEST(Remap, what_was_dropped_before_is_dropped_at_the_new_addresses) {
   pipeline.run(world.size(), moves);
   notice(world.house, world.block(0), PageMask::one(3), false);
   notice(world.house, world.block(1), PageMask::all(), true);
-  follow_remap(world.house, world.base(0), world.base(1), k_block_size, [](void*) {}, nullptr);
+  follow_remap(
+      world.house, world.base(0), world.base(1), k_block_size, [](void*) {}, nullptr);
   EXPECT_EQ(world.house.unsettled, 0u);
   EXPECT_EQ(world.part(1).resident, k_used - PageMask::one(3));
   EXPECT_TRUE(world.block(1).on_cpu.test(3));
