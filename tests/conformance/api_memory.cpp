@@ -256,7 +256,7 @@ TEST_P(ApiMemory, a_registration_comes_and_goes_beside_another_of_its_block) {
     }
   });
   const hmmrt::stream s(context(), last_device());
-  constexpr std::uint32_t k_rounds = 30;
+  constexpr std::uint32_t k_rounds = 10;
   for (std::uint32_t round = 1; round <= k_rounds; ++round) {
     s.launch("add", k_half / 4, AddOne{hmmrt::gptr<std::uint32_t>(words)});
     s.synchronize();
