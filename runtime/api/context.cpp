@@ -8,6 +8,7 @@
 
 #include "api/log.hpp"
 #include "host/kfd/kfd_mirror.hpp"
+#include "migrate/claims.hpp"
 #include "migrate/coherence.hpp"
 #include "migrate/requests.hpp"
 
@@ -172,12 +173,15 @@ std::byte* Context::allocate_arena(std::size_t bytes) {
     refused.push_back(memory);
     memory = host_->allocate(bytes);
   }
-  for (std::byte* hole : refused) host_->release(hole, bytes);
+  for (std::byte* hole : refused) release_arena(hole, bytes);
   return memory;
 }
 
 void Context::release_arena(std::byte* addr, std::size_t bytes) {
-  host_->release(addr, bytes);
+  {
+    const Claims all(*house_, {{reinterpret_cast<std::uintptr_t>(addr), bytes}});
+    host_->release(addr, bytes);
+  }
   const std::lock_guard guard(rights_lock_);
   rights_seen_.erase(reinterpret_cast<std::uintptr_t>(addr));
 }
@@ -189,20 +193,17 @@ Status Context::manage(std::uintptr_t addr, std::size_t bytes) {
 
 // Forgets the range that starts at `addr` and, if registered, hands its memory back to the application.
 Status Context::forget(std::uintptr_t addr, bool bring_home) {
-  std::size_t bytes = 0;
   {
     const std::unique_lock guard(range_lock_);
     Range* range = space_.find_range(addr);
     if (range == nullptr || range->addr != addr) return fail(HMMRT_ERROR_NOT_MANAGED, "%#zx is not managed", addr);
-    bytes = range->bytes;
     if (const Status s = hmmrt::unmanage(*house_, *pool_, range, bring_home); !s.ok()) return s;
   }
   if (!bring_home) return {};
-  const Status s = host_->detach(addr, bytes);
   service_->fence();
   const std::lock_guard guard(rights_lock_);
   rights_seen_.erase(addr);
-  return s;
+  return {};
 }
 
 Status Context::unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable) {
@@ -255,7 +256,8 @@ Status Context::register_memory(std::uintptr_t addr, std::size_t bytes) {
   const Status s = hmmrt::manage(*house_, addr, bytes, true, &range);
   if (!s.ok()) {
     const std::string why = failure_detail();
-    (void)host_->detach(addr, bytes);
+    const Claims all(*house_, {{addr, bytes}});
+    host_->detach(addr, bytes);
     return fail(s.code(), "%s", why.c_str());
   }
   return {};

@@ -137,15 +137,16 @@ class HostMirror {
   // Reserves private anonymous memory suited to this mirror, `bytes` a multiple of 2 MiB and 2 MiB aligned, already
   // attached. Null when the system refuses (failure_detail() says why).
   virtual std::byte* allocate(std::size_t bytes) = 0;
-  // Detaches and unmaps what allocate() returned. No page of it may be claimed or resident elsewhere.
+  // Detaches and unmaps what allocate() returned. No page of it may be resident elsewhere. All its blocks claimed.
   virtual void release(std::byte* addr, std::size_t bytes) = 0;
   // Makes an existing private anonymous mapping manageable. Errors: not page aligned, not wholly mapped, not private
   // anonymous, hugetlb, already watched by another userfaultfd.
   virtual Status attach(std::uintptr_t addr, std::size_t bytes) = 0;
-  // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory.
-  virtual Status detach(std::uintptr_t addr, std::size_t bytes) = 0;
+  // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory, wherever mremap has brought
+  // it from. All its blocks claimed.
+  virtual void detach(std::uintptr_t addr, std::size_t bytes) = 0;
   // After a remap event: [from, from + bytes) is attached no more, [to, to + bytes) is, and what was kept for withdrawn
-  // pages (staged contents, protection) now belongs to the page's new address. Blocks of both ranges claimed. On failure
+  // pages (staged contents, protection) now belongs to the page's new address. All blocks of both ranges claimed. On failure
   // neither is attached and kept contents are lost.
   virtual Status rehome(std::uintptr_t /*from*/, std::uintptr_t /*to*/, std::size_t /*bytes*/) {
     return HMMRT_ERROR_NOT_SUPPORTED;

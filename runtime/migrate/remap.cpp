@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Following mremap: the pages of one range become those of another, wherever they are. Nothing is copied; each page's
 // state moves from its old block to its new one. Both ranges' blocks are claimed meanwhile, in ascending order.
-#include <algorithm>
 #include <vector>
 
+#include "migrate/claims.hpp"
 #include "migrate/coherence.hpp"
 #include "migrate/requests.hpp"
 
@@ -23,7 +23,7 @@ void move_advice(House& house, Block& from, unsigned old_page, Block& to, unsign
   BlockAdvice* const advice = house.space.obtain_advice(to);
   if (advice == nullptr) return;  // no memory: as never advised
   advice->take(*from.advice, old_page, new_page);
-  move_bit(from.pinned, old_page, to.pinned, new_page);
+  if (advice->pins[new_page] != 0) to.pinned.set(new_page);  // else it was marked only while it was to come home
 }
 
 // The state of one page goes to its new place. No device translates it.
@@ -52,48 +52,60 @@ void move_page(House& house, Block& from, unsigned old_page, Block& to, unsigned
   to.valid.set(new_page);
 }
 
-}  // namespace
-
-void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes,
-                  void (*before_release)(void*), void* arg) {
-  // What was managed at the new addresses is gone: mremap unmapped it, or something did before.
-  std::vector<std::pair<std::uintptr_t, std::size_t>> left;
-  house.space.cut(from, bytes, &left);
-  house.space.cut(to, bytes, &left);
+// One range goes, with all claims held.
+void move_range(House& house, const Extent& from, std::uintptr_t to) {
+  house.space.for_each_block(from.addr, from.bytes, [&](Block& block, const PageMask& pages) {
+    untranslate(house, block, pages & block.valid);
+  });
+  (void)house.host.rehome(from.addr, to, from.bytes);
   Range* range = nullptr;
-  if (!house.space.add_range(to, bytes, true, &range).ok()) {  // no memory
-    before_release(arg);
-    return;
-  }
-
-  std::vector<Block*> claimed;
-  for (const std::uintptr_t start : {from, to}) {
-    house.space.for_each_block(start, bytes, [&](Block& block, const PageMask&) { claimed.push_back(&block); });
-  }
-  std::sort(claimed.begin(), claimed.end(), [](const Block* a, const Block* b) { return a->base < b->base; });
-  claimed.erase(std::unique(claimed.begin(), claimed.end()), claimed.end());
-  for (Block* block : claimed) {
-    block->claim();
-    settle(house, *block);  // what is noticed by now is about what was there before
-  }
-  house.space.for_each_block(
-      from, bytes, [&](Block& block, const PageMask& pages) { untranslate(house, block, pages & block.valid); });
-  (void)house.host.rehome(from, to, bytes);
-  house.space.for_each_block(to, bytes, [&](Block& block, const PageMask&) { block.range = nullptr; });
-  house.space.for_each_block(from, bytes, [&](Block& block, const PageMask& pages) {
+  (void)house.space.add_range(to, from.bytes, true, &range);  // nothing is there: it was cut
+  house.space.for_each_block(to, from.bytes, [&](Block& block, const PageMask&) { block.range = nullptr; });
+  house.space.for_each_block(from.addr, from.bytes, [&](Block& block, const PageMask& pages) {
     const PageMask mine = pages & block.valid;
     mine.for_each([&](unsigned page) {
-      const std::uintptr_t addr = block.base + page * k_page_size - from + to;
+      const std::uintptr_t addr = block.base + page * k_page_size - from.addr + to;
       move_page(house, block, page, *house.space.find(addr), page_in_block(addr));
     });
     block.cpu_protected = block.cpu_protected - mine;
     make_invalid(house, block, mine);
   });
-  before_release(arg);
-  for (Block* block : claimed) release(house, *block);
+}
+
+}  // namespace
+
+void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes,
+                  void (*before_release)(void*), void* arg) {
+  std::vector<Extent> left;
+  const bool room = house.space.make_blocks(to, bytes).ok();
+  {
+    const Claims all(house, {{from, bytes}, {to, bytes}});
+    for (Block* block : all.blocks()) settle(house, *block);  // what is noticed by now is about what was there before
+    // What was managed at the new addresses is gone: mremap unmapped it, or something did before.
+    (void)house.space.cut(to, bytes, &left);
+    std::vector<Extent> moved = house.space.cut(from, bytes, &left);
+    if (!room) {  // no memory: managed no more, and what devices have is lost
+      house.space.for_each_block(from, bytes,
+                                 [&](Block& block, const PageMask& pages) { make_invalid(house, block, pages); });
+      house.host.detach(from, bytes);
+      moved.clear();
+    }
+    // What was unregistered before this call stays so: it is ordinary memory, wherever it is.
+    std::uintptr_t ordinary = to;
+    const auto ordinary_until = [&](std::uintptr_t end) {
+      if (ordinary < end) house.host.detach(ordinary, end - ordinary);
+    };
+    for (const Extent& e : moved) {
+      ordinary_until(e.addr - from + to);
+      move_range(house, e, e.addr - from + to);
+      ordinary = e.end() - from + to;
+    }
+    ordinary_until(to + bytes);
+    before_release(arg);
+  }
   // They count for the range that has their addresses: it may have ended since, so none is kept.
-  for (const auto& [addr, length] : left) {
-    house.space.for_each_block(addr, length, [&](Block& block, const PageMask&) {
+  for (const Extent& e : left) {
+    house.space.for_each_block(e.addr, e.bytes, [&](Block& block, const PageMask&) {
       block.claim();
       block.range = nullptr;
       release(house, block);

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "migrate/claims.hpp"
 #include "migrate/coherence.hpp"
 #include "migrate/pieces.hpp"
 
@@ -129,40 +130,25 @@ std::uintptr_t adopt(House& house, std::uintptr_t addr, std::size_t bytes) {
 }
 
 Status manage(House& house, std::uintptr_t addr, std::size_t bytes, bool registered, Range** out) {
+  if (Status s = house.space.make_blocks(addr, bytes); !s.ok()) return s;
+  const Claims all(house, {{addr, bytes}});
   if (Status s = house.space.add_range(addr, bytes, registered, out); !s.ok()) return s;
-  with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { make_valid(house, block, pages, *out); });
+  house.space.for_each_block(addr, bytes,
+                             [&](Block& block, const PageMask& pages) { make_valid(house, block, pages, *out); });
   house.space.note_change();
   return {};
 }
 
 namespace {
 
-// Ends the management of the range's blocks; `at_home`: of those whose pages are all in system memory, looking and ending
-// under one claim. Returns whether that was all of them.
-bool end_management(House& house, Range* range, bool at_home) {
+// Brings home what devices have exclusively, and says whether all pages of the range are home then. All its claims held.
+bool at_home(House& house, const Range& range) {
   bool all = true;
-  with_claims(house, range->addr, range->bytes, [&](Block& block, const PageMask& pages) {
-    if (at_home) {
-      take_away(house, block, pages & block.valid);  // exclusive pages are home after this
-      if (!block.on_cpu.contains(pages & block.valid)) {
-        all = false;
-        return;
-      }
-    }
-    make_invalid(house, block, pages);
-    if (block.range == range) block.range = nullptr;
+  house.space.for_each_block(range.addr, range.bytes, [&](Block& block, const PageMask& pages) {
+    take_away(house, block, pages & block.valid);
+    all = all && block.on_cpu.contains(pages & block.valid);
   });
   return all;
-}
-
-// Forgets a range whose management has ended. Who has found its counters uses them under the claim of one of its blocks:
-// once it cannot be found any more and each claim was free since, nobody does.
-void end_range(House& house, Range* range) {
-  const std::unique_ptr<Range> ended = house.space.forget_range(range);
-  if (ended == nullptr) return;
-  with_claims(house, ended->addr, ended->bytes, [&](Block& block, const PageMask&) {
-    if (block.range == ended.get()) block.range = nullptr;  // set by a registration that had not returned
-  });
 }
 
 // Takes back the marks of a range that stays.
@@ -179,20 +165,26 @@ void unmark(House& house, const Range& range) {
 Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home) {
   const std::uintptr_t addr = range->addr;
   const std::size_t bytes = range->bytes;
-  if (!bring_home) {
-    (void)end_management(house, range, false);
-    end_range(house, range);
-    return {};
-  }
   // Marked as pinned, nothing that has come home leaves again: somebody may be prefetching it to a device just now.
-  with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { block.pinned |= pages & block.valid; });
+  if (bring_home) {
+    with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) { block.pinned |= pages & block.valid; });
+  }
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
-    (void)prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence);
-    if (!end_management(house, range, true)) continue;
-    end_range(house, range);
+    if (bring_home) (void)prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence);
+    const Claims all(house, {{addr, bytes}});
+    if (bring_home && !at_home(house, *range)) continue;
+    const std::unique_ptr<Range> ended = house.space.forget_range(range);
+    if (ended == nullptr) break;
+    house.space.for_each_block(addr, bytes,
+                               [&](Block& block, const PageMask& pages) { make_invalid(house, block, pages); });
+    if (ended->registered) house.host.detach(addr, bytes);
     return {};
   }
-  unmark(house, *range);
+  if (bring_home) unmark(house, *range);
+  if (house.space.find_range(addr) != range) {
+    return fail(HMMRT_ERROR_NOT_MANAGED, "[%#" PRIxPTR ", %#" PRIxPTR ") has changed meanwhile, by mremap", addr,
+                addr + bytes);
+  }
   return fail(HMMRT_ERROR_BUSY, "some pages of [%#" PRIxPTR ", %#" PRIxPTR ") could not be brought home; try again",
               addr, addr + bytes);
 }

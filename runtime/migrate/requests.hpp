@@ -31,13 +31,6 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
 void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::size_t bytes,
                   void (*before_release)(void*), void* arg);
 
-struct Extent {
-  std::uintptr_t addr = 0;
-  std::size_t bytes = 0;
-  std::uintptr_t end() const { return addr + bytes; }
-  bool operator==(const Extent&) const = default;
-};
-
 // Moves pages to `to` (the CPU or a device), in one pass over the blocks whatever the number and order of extents.
 // Returns how many of the pages that should have moved did not.
 std::uint64_t prefetch(House& house, PipelinePool& pool, std::span<const Extent> extents, Processor to, Cause cause);

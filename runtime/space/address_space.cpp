@@ -50,6 +50,15 @@ Block* AddressSpace::obtain(std::uintptr_t addr) {
   return block;
 }
 
+Status AddressSpace::make_blocks(std::uintptr_t addr, std::size_t bytes) {
+  for (std::uintptr_t base = block_floor(addr); base < addr + bytes; base += k_block_size) {
+    if (obtain(base) == nullptr) {
+      return fail(HMMRT_ERROR_OUT_OF_MEMORY, "no memory for the bookkeeping of %zu managed bytes", bytes);
+    }
+  }
+  return {};
+}
+
 Status AddressSpace::add_range(std::uintptr_t addr, std::size_t bytes, bool registered, Range** out) {
   const std::unique_lock guard(ranges_lock_);
   auto after = ranges_.upper_bound(addr);
@@ -61,11 +70,6 @@ Status AddressSpace::add_range(std::uintptr_t addr, std::size_t bytes, bool regi
                 "[%#" PRIxPTR ", %#" PRIxPTR ") overlaps managed range [%#" PRIxPTR ", %#" PRIxPTR
                 "); unregister or free that one first",
                 addr, addr + bytes, clash->addr, clash->end());
-  }
-  for (std::uintptr_t base = block_floor(addr); base < addr + bytes; base += k_block_size) {
-    if (obtain(base) == nullptr) {
-      return fail(HMMRT_ERROR_OUT_OF_MEMORY, "no memory for the bookkeeping of %zu managed bytes", bytes);
-    }
   }
   auto owned = std::make_unique<Range>();
   Range* range = owned.get();
@@ -88,9 +92,9 @@ std::unique_ptr<Range> AddressSpace::forget_range(Range* range) {
   return taken;
 }
 
-void AddressSpace::cut(std::uintptr_t addr, std::size_t bytes,
-                       std::vector<std::pair<std::uintptr_t, std::size_t>>* left) {
+std::vector<Extent> AddressSpace::cut(std::uintptr_t addr, std::size_t bytes, std::vector<Extent>* left) {
   const std::uintptr_t end = addr + bytes;
+  std::vector<Extent> taken;
   const std::unique_lock guard(ranges_lock_);
   auto it = ranges_.upper_bound(addr);
   if (it != ranges_.begin() && std::prev(it)->second->end() > addr) --it;
@@ -98,21 +102,24 @@ void AddressSpace::cut(std::uintptr_t addr, std::size_t bytes,
     const Range& old = *it->second;
     const std::pair<std::uintptr_t, std::uintptr_t> pieces[] = {{old.addr, std::min(old.end(), addr)},
                                                                 {std::max(old.addr, end), old.end()}};
+    const std::uintptr_t from = std::max(old.addr, addr);
+    taken.push_back({from, std::min(old.end(), end) - from});
     managed_bytes_.fetch_sub(old.bytes, std::memory_order_relaxed);
     const bool registered = old.registered;
     retired_.push_back(std::move(it->second));
     it = ranges_.erase(it);
-    for (const auto& [from, to] : pieces) {
-      if (from >= to) continue;
+    for (const auto& [begin, stop] : pieces) {
+      if (begin >= stop) continue;
       auto piece = std::make_unique<Range>();
-      piece->addr = from;
-      piece->bytes = to - from;
+      piece->addr = begin;
+      piece->bytes = stop - begin;
       piece->registered = registered;
       managed_bytes_.fetch_add(piece->bytes, std::memory_order_relaxed);
-      left->emplace_back(from, piece->bytes);
-      ranges_.emplace(from, std::move(piece));
+      left->push_back({begin, piece->bytes});
+      ranges_.emplace(begin, std::move(piece));
     }
   }
+  return taken;
 }
 
 Range* AddressSpace::find_range(std::uintptr_t addr) const {

@@ -19,6 +19,13 @@
 
 namespace hmmrt {
 
+struct Extent {
+  std::uintptr_t addr = 0;
+  std::size_t bytes = 0;
+  std::uintptr_t end() const { return addr + bytes; }
+  bool operator==(const Extent&) const = default;
+};
+
 // One allocation or registration.
 struct Range {
   std::uintptr_t addr = 0;
@@ -41,16 +48,18 @@ class AddressSpace {
   // The same, made if there is none; null when out of memory or not an address of this process.
   Block* ensure(std::uintptr_t addr) { return obtain(addr); }
 
-  // Records [addr, addr + bytes), page aligned, as a range, and makes its blocks. Pages turn valid block by block, by
-  // the caller, under each claim. Errors: overlap (ALREADY_MANAGED), no memory.
+  // Makes the blocks of [addr, addr + bytes). Errors: no memory.
+  Status make_blocks(std::uintptr_t addr, std::size_t bytes);
+  // Records [addr, addr + bytes), page aligned, as a range; its blocks exist, and the caller makes their pages valid. Errors:
+  // overlap (ALREADY_MANAGED). Claims of all its blocks held, here and in the next two.
   Status add_range(std::uintptr_t addr, std::size_t bytes, bool registered, Range** out);
-  // Takes a range none of whose pages is valid any more out of the ranges: nobody finds it from now on, but who has found it
-  // before may still be using it. Null: it was cut meanwhile, see below.
+  // Takes a range out of the ranges: who counts for it does so under a claim of one of its blocks, so from now on nobody
+  // does. Null: it was cut meanwhile, see below.
   std::unique_ptr<Range> forget_range(Range* range);
-  // Takes [addr, addr + bytes) out of the ranges, for mremap. What is left of a range that it meets becomes a range of its
-  // own, or two, whose addresses and bytes are added to `left`: the caller makes their blocks forget the old one. The Range
-  // itself stays in memory until the space goes, because anybody may be using it.
-  void cut(std::uintptr_t addr, std::size_t bytes, std::vector<std::pair<std::uintptr_t, std::size_t>>* left);
+  // Takes [addr, addr + bytes) out of the ranges, for mremap, and returns what it was of them, ascending. What is left of a
+  // range that it meets becomes a range of its own, or two, added to `left`: the caller makes their blocks forget the old
+  // one. The Range itself stays in memory until the space goes, because anybody may be using it.
+  std::vector<Extent> cut(std::uintptr_t addr, std::size_t bytes, std::vector<Extent>* left);
 
   // The range that contains `addr`, or null. Valid until that range is removed.
   Range* find_range(std::uintptr_t addr) const;

@@ -141,6 +141,30 @@ TEST_P(ApiMappings, what_moves_while_its_context_ends_comes_home) {
   }
 }
 
+TEST_P(ApiMappings, unregistering_memory_that_moves_either_happens_or_does_not) {
+  for (unsigned round = 0; round < 10; ++round) {
+    Moving m(context(), 3 * k_block);
+    void* const first = m.words();
+    context().prefetch(m.words(), 3 * k_block, last_device());
+    std::thread mover([&] {
+      for (unsigned i = 0; i < 2; ++i) EXPECT_TRUE(m.move());
+    });
+    const hmmrt_result_t result = hmmrt_unregister(context().get(), first);
+    mover.join();
+    if (any_pointer()) {  // the registration has stayed where it was
+      if (result != HMMRT_SUCCESS) (void)hmmrt_unregister(context().get(), first);
+    } else if (result != HMMRT_SUCCESS) {
+      EXPECT_TRUE(result == HMMRT_ERROR_NOT_MANAGED || result == HMMRT_ERROR_BUSY) << result;
+      context().unregister_memory(m.words());
+    }
+    ASSERT_EQ(m.wrong(), 0u) << round;
+    context().register_memory(m.words(), 3 * k_block);
+    context().prefetch(m.words(), 3 * k_block, last_device());
+    ASSERT_EQ(m.wrong(), 0u) << round;
+    context().unregister_memory(m.words());
+  }
+}
+
 TEST_P(ApiMappings, write_protected_copies_can_be_written_after_mremap) {
   Moving m(context(), 2 * k_block);
   context().prefetch(m.words(), 2 * k_block, last_device());  // whole blocks out and home

@@ -77,6 +77,7 @@ TEST(AddressSpace, ranges_may_touch_but_not_overlap) {
   Range* a = nullptr;
   Range* b = nullptr;
   constexpr std::uintptr_t k_at = 0x7000'0000'0000;
+  ASSERT_TRUE(space.make_blocks(k_at, 4 * k_page_size).ok());
   ASSERT_TRUE(space.add_range(k_at, 3 * k_page_size, true, &a).ok());
   EXPECT_EQ(space.add_range(k_at + 2 * k_page_size, k_page_size, true, &b).code(), HMMRT_ERROR_ALREADY_MANAGED);
   ASSERT_TRUE(space.add_range(k_at + 3 * k_page_size, k_page_size, true, &b).ok());

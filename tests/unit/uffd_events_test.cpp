@@ -113,9 +113,12 @@ TEST_P(UffdEvents, mremap_is_reported_and_rehome_takes_kept_contents_along) {
       }
       ASSERT_TRUE(all_bytes(target + i * k_page_size, i)) << i;
     }
-    EXPECT_EQ(w.mirror->detach(from, bytes).code(), HMMRT_ERROR_NOT_MANAGED);
-    EXPECT_TRUE(w.mirror->detach(e.to, bytes).ok());
+    w.mirror->detach(e.to, bytes);
     munmap(reinterpret_cast<void*>(area), 2 * k_block_size);
+    ASSERT_EQ(mmap(old, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0), old);
+    EXPECT_TRUE(w.mirror->attach(from, bytes).ok()) << "still attached at its old place: " << failure_detail();
+    w.mirror->detach(from, bytes);
+    munmap(old, bytes);
   }
 }
 

@@ -238,7 +238,7 @@ Status KfdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   return done ? Status{} : Status{HMMRT_ERROR_SYSTEM};
 }
 
-Status KfdMirror::detach(std::uintptr_t, std::size_t) { return {}; }
+void KfdMirror::detach(std::uintptr_t, std::size_t) {}
 
 void KfdMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
                              void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) {

@@ -86,7 +86,7 @@ Status ShimMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   return {};
 }
 
-Status ShimMirror::detach(std::uintptr_t, std::size_t) { return {}; }
+void ShimMirror::detach(std::uintptr_t, std::size_t) {}
 
 void ShimMirror::query_rights(std::uintptr_t addr, std::size_t bytes,
                               void (*fn)(void*, std::uintptr_t, std::size_t, Rights), void* arg) {

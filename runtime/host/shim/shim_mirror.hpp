@@ -39,7 +39,7 @@ class ShimMirror final : public HostMirror {
   std::byte* allocate(std::size_t bytes) override;
   void release(std::byte* addr, std::size_t bytes) override;
   Status attach(std::uintptr_t addr, std::size_t bytes) override;
-  Status detach(std::uintptr_t addr, std::size_t bytes) override;
+  void detach(std::uintptr_t addr, std::size_t bytes) override;
   void query_rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),
                     void* arg) override;
 

@@ -108,7 +108,7 @@ class RangeTable {
   // Forgets [begin, begin + bytes); ranges that reach beyond it are trimmed or split.
   void erase(std::uintptr_t begin, std::size_t bytes);
   // The first attached piece that ends above `addr`: [*begin, *end). Null when none. The arena stays alive as long as
-  // a page of the piece is claimed (contract of detach).
+  // a block of the piece is claimed (contract of detach).
   Arena* next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr_t* end) const;
   // The application has unmapped (or moved away) [begin, end): whatever is mapped there now is not ours to watch.
   void note_hole(std::uintptr_t begin, std::uintptr_t end);

@@ -18,11 +18,12 @@ void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLIN
 
 // Clears protection. False: this mirror does not watch that area. EAGAIN is waited for, as nobody else will come back to
 // it; the event that causes it is read by another thread, which waits for nothing of ours.
-bool UffdMirror::unprotect_watched(const Arena& arena, std::uintptr_t addr, std::size_t bytes) const {
+bool UffdMirror::unprotect_watched(std::uintptr_t addr, std::size_t bytes) const {
   int error = EAGAIN;
   while (error == EAGAIN) error = managed_.write_protect(addr, bytes, false);
-  if (error != ENOENT || !arena.armed() || arena.protectable()) return error == 0;
-  // Nothing to clear, or not watched: the kernel tells whoever tries to fill a page, which is zeros now or there already.
+  if (error != ENOENT || move_) return error == 0;
+  // Fallback: what has been armed cannot be protected. But only for its watcher can a page be filled, which is zeros now or
+  // there already.
   error = EAGAIN;
   while (error == EAGAIN) error = managed_.copy(addr, zeros_, k_page_size, false).error;
   return error == 0 || error == EEXIST;
@@ -73,32 +74,27 @@ std::byte* UffdMirror::allocate(std::size_t bytes) {
   return static_cast<std::byte*>(pointer(addr));
 }
 
-// Calls fn(arena, from, to) for each area of memory in [addr, addr + bytes) that a range has. Parts may be unmapped or
-// somebody else's by now.
+// Calls fn(from, to) for each area of memory in [addr, addr + bytes). Some of it may be somebody else's by now.
 template <class Fn>
 void UffdMirror::for_each_area(std::uintptr_t addr, std::size_t bytes, Fn&& fn) const {
+  const std::uintptr_t end = addr + bytes;
   Area area;
-  for (std::uintptr_t at = addr; at < addr + bytes && maps_.next(at, &area);) {
-    std::uintptr_t begin = 0;
-    std::uintptr_t end = 0;
-    const Arena* const arena = ranges_.next(std::max(at, area.begin), &begin, &end);
-    if (arena == nullptr) return;
-    const std::uintptr_t from = std::max({at, area.begin, begin});
-    const std::uintptr_t to = std::min({area.end, end, addr + bytes});
-    if (from < to) fn(*arena, from, to);
-    at = std::max(from, to);
+  for (std::uintptr_t at = addr; at < end && maps_.next(at, &area) && area.begin < end; at = area.end) {
+    fn(std::max(at, area.begin), std::min(area.end, end));
   }
 }
 
 void UffdMirror::release(std::byte* addr, std::size_t bytes) {
   const auto begin = reinterpret_cast<std::uintptr_t>(addr);
-  // Unwatch first: our munmap must not raise an event.
-  for_each_area(begin, bytes, [&](const Arena& arena, std::uintptr_t from, std::uintptr_t to) {
-    if (!unprotect_watched(arena, from, k_page_size)) return;
+  // Unwatch first: our munmap must not raise an event. Forget first: from then on anybody may map something there.
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ours;
+  for_each_area(begin, bytes, [&](std::uintptr_t from, std::uintptr_t to) {
+    if (!unprotect_watched(from, k_page_size)) return;
     managed_.unwatch(from, to - from);
-    munmap(pointer(from), to - from);
+    ours.emplace_back(from, to);
   });
   ranges_.erase(begin, bytes);
+  for (const auto& [from, to] : ours) munmap(pointer(from), to - from);
 }
 
 Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
@@ -110,18 +106,12 @@ Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   return watch(addr, bytes, exec);
 }
 
-Status UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
-  std::uintptr_t begin = 0;
-  std::uintptr_t end = 0;
-  if (ranges_.next(addr, &begin, &end) == nullptr || begin >= addr + bytes) {
-    return fail(HMMRT_ERROR_NOT_MANAGED, "[%#zx, +%zu) is not managed", addr, bytes);
-  }
+void UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
   // Protection first: a page left protected would fault for ever.
-  for_each_area(addr, bytes, [&](const Arena& arena, std::uintptr_t from, std::uintptr_t to) {
-    if (unprotect_watched(arena, from, to - from)) managed_.unwatch(from, to - from);
+  for_each_area(addr, bytes, [&](std::uintptr_t from, std::uintptr_t to) {
+    if (unprotect_watched(from, to - from)) managed_.unwatch(from, to - from);
   });
   ranges_.erase(addr, bytes);
-  return {};
 }
 
 Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {

@@ -55,7 +55,7 @@ class UffdMirror final : public HostMirror {
   std::byte* allocate(std::size_t bytes) override;
   void release(std::byte* addr, std::size_t bytes) override;
   Status attach(std::uintptr_t addr, std::size_t bytes) override;
-  Status detach(std::uintptr_t addr, std::size_t bytes) override;
+  void detach(std::uintptr_t addr, std::size_t bytes) override;
   Status rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) override;
   void query_rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),
                     void* arg) override;
@@ -167,7 +167,7 @@ class UffdMirror final : public HostMirror {
 
   // ranges.cpp, events.cpp
   Status watch(std::uintptr_t addr, std::size_t bytes, bool exec);
-  bool unprotect_watched(const Arena& arena, std::uintptr_t addr, std::size_t bytes) const;
+  bool unprotect_watched(std::uintptr_t addr, std::size_t bytes) const;
   template <class Fn>
   void for_each_area(std::uintptr_t addr, std::size_t bytes, Fn&& fn) const;
   std::size_t translate(const uffd_msg* messages, std::size_t count, std::span<HostEvent> out);
