@@ -142,8 +142,7 @@ class HostMirror {
   // Makes an existing private anonymous mapping manageable. Errors: not page aligned, not wholly mapped, not private
   // anonymous, hugetlb, already watched by another userfaultfd.
   virtual Status attach(std::uintptr_t addr, std::size_t bytes) = 0;
-  // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory, wherever mremap has brought
-  // it from. All its blocks claimed.
+  // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory. All its blocks claimed.
   virtual void detach(std::uintptr_t addr, std::size_t bytes) = 0;
   // After a remap event: [from, from + bytes) is attached no more, [to, to + bytes) is, and what was kept for withdrawn
   // pages (staged contents, protection) now belongs to the page's new address. All blocks of both ranges claimed. On failure

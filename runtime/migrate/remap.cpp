@@ -90,17 +90,9 @@ void follow_remap(House& house, std::uintptr_t from, std::uintptr_t to, std::siz
       house.host.detach(from, bytes);
       moved.clear();
     }
-    // What was unregistered before this call stays so: it is ordinary memory, wherever it is.
-    std::uintptr_t ordinary = to;
-    const auto ordinary_until = [&](std::uintptr_t end) {
-      if (ordinary < end) house.host.detach(ordinary, end - ordinary);
-    };
-    for (const Extent& e : moved) {
-      ordinary_until(e.addr - from + to);
-      move_range(house, e, e.addr - from + to);
-      ordinary = e.end() - from + to;
-    }
-    ordinary_until(to + bytes);
+    // What was unregistered before this call stays so. The kernel has taken its watch along, and by now somebody else's memory
+    // may be there: it is left watched, as a stranger's.
+    for (const Extent& e : moved) move_range(house, e, e.addr - from + to);
     before_release(arg);
   }
   // They count for the range that has their addresses: it may have ended since, so none is kept.

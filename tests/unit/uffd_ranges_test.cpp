@@ -93,34 +93,6 @@ TEST_P(UffdRanges, detached_memory_is_ordinary_again) {
   munmap(p, 4 * k_page_size);
 }
 
-// mremap takes the kernel's watch along; the range may have been detached before its event was read.
-TEST_P(UffdRanges, memory_detached_where_mremap_has_brought_it_is_ordinary_again) {
-  World w(GetParam(), 1);
-  for (const bool armed : {false, true}) {
-    w.forget_events();
-    std::byte* const p = map(4 * k_page_size);
-    ASSERT_TRUE(w.mirror->attach(address(p), 4 * k_page_size).ok());
-    memset(p, 1, k_page_size);
-    const std::uintptr_t base = block_floor(address(p));
-    const PageMask first = PageMask::one(page_in_block(address(p)));
-    if (armed) {
-      const auto mirror = w.claimed();
-      EXPECT_EQ(mirror->make_exclusive(base, first).done, first);
-      EXPECT_EQ(mirror->give_back(base, first).done, first);
-    }
-    std::byte* const to = map(4 * k_page_size);
-    ASSERT_EQ(mremap(p, 4 * k_page_size, 4 * k_page_size, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
-    w.await(HostEventKind::remap);
-    w.mirror->detach(address(p), 4 * k_page_size);
-    w.mirror->detach(address(to), 4 * k_page_size);
-    EXPECT_TRUE(all_bytes(to, 1));
-    ASSERT_EQ(madvise(to, 4 * k_page_size, MADV_DONTNEED), 0);
-    memset(to, 2, 4 * k_page_size);
-    EXPECT_EQ(w.fault_count(), 0u) << armed;
-    munmap(to, 4 * k_page_size);
-  }
-}
-
 TEST_P(UffdRanges, memory_whose_blocks_left_whole_is_ordinary_again_once_detached) {
   World w(GetParam(), 1);
   void* const raw = mmap(nullptr, 2 * k_block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -118,7 +118,10 @@ Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t by
   // What is still watched by us at `to` is what the kernel moved there, armed as it was.
   if (ranges_.overlaps(to, bytes)) ranges_.erase(to, bytes);  // mremap onto managed memory unmapped that
   auto made = Arena::make(to, bytes, false, move_ ? &staging_ : nullptr, zeros_);
-  if (!made) return HMMRT_ERROR_OUT_OF_MEMORY;
+  if (!made) {
+    ranges_.erase(from, bytes);
+    return HMMRT_ERROR_OUT_OF_MEMORY;
+  }
   Arena& fresh = *made;
   const auto move_pages = [&](std::uintptr_t dst, std::uintptr_t src, std::size_t length) {
     for (std::size_t done = 0; done < length; done += k_page_size) {
