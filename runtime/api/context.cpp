@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 
 #include "api/log.hpp"
 #include "host/kfd/kfd_mirror.hpp"
@@ -167,23 +169,38 @@ bool Context::wait_idle(std::chrono::steady_clock::time_point deadline) {
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
 std::byte* Context::allocate_arena(std::size_t bytes) {
-  std::vector<std::byte*> refused;  // holes that the application unmapped in registered ranges
-  std::byte* memory = host_->allocate(bytes);
-  while (memory != nullptr && space_.overlaps(reinterpret_cast<std::uintptr_t>(memory), bytes)) {
-    refused.push_back(memory);
-    memory = host_->allocate(bytes);
+  std::vector<void*> refused;  // holes that the application unmapped in what is managed
+  std::uintptr_t memory = 0;
+  for (;;) {
+    memory = map_aligned(bytes, PROT_READ | PROT_WRITE);
+    if (memory == 0) {
+      (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
+      break;
+    }
+    service_->fence_addresses();
+    if (!space_.overlaps(memory, bytes)) {
+      const Status s = host_->attach(memory, bytes);
+      if (s.ok()) break;
+      if (s.code() != HMMRT_ERROR_ALREADY_MANAGED) {
+        munmap(reinterpret_cast<void*>(memory), bytes);
+        memory = 0;
+        break;
+      }
+    }
+    refused.push_back(reinterpret_cast<void*>(memory));
   }
-  for (std::byte* hole : refused) release_arena(hole, bytes);
-  return memory;
+  for (void* hole : refused) munmap(hole, bytes);
+  return reinterpret_cast<std::byte*>(memory);
 }
 
 void Context::release_arena(std::byte* addr, std::size_t bytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(addr);
   {
-    const Claims all(*house_, {{reinterpret_cast<std::uintptr_t>(addr), bytes}});
-    host_->release(addr, bytes);
+    const Claims all(*house_, {{begin, bytes}});
+    host_->release(begin, bytes);
   }
   const std::lock_guard guard(rights_lock_);
-  rights_seen_.erase(reinterpret_cast<std::uintptr_t>(addr));
+  rights_seen_.erase(begin);
 }
 
 Status Context::manage(std::uintptr_t addr, std::size_t bytes) {
@@ -209,11 +226,21 @@ Status Context::forget(std::uintptr_t addr, bool bring_home) {
 Status Context::unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable) {
   service_->fence();
   bool intact = true;
-  for_each_claimed(addr, bytes,
-                   [&](Block& block, const PageMask& pages) { intact = intact && block.valid.contains(pages); });
+  std::vector<Extent> left;
+  for_each_claimed(addr, bytes, [&](Block& block, const PageMask& pages) {
+    intact = intact && block.valid.contains(pages);
+    (pages & block.valid).for_each_run([&](unsigned first, unsigned count) {
+      const std::uintptr_t at = block.base + first * k_page_size;
+      if (left.empty() || left.back().end() != at) left.push_back({at, 0});
+      left.back().bytes += count * k_page_size;
+    });
+  });
   if (const Status s = forget(addr, false); !s.ok()) return s;
   *reusable = false;
-  if (!intact) return {};
+  if (!intact) {
+    for (const Extent& e : left) release_arena(reinterpret_cast<std::byte*>(e.addr), e.bytes);
+    return {};
+  }
   void* memory = reinterpret_cast<void*>(addr);
   // The application may have changed its protection; what is handed out again is ordinary memory.
   if (mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) return {};
@@ -233,7 +260,7 @@ bool Context::watches(std::uintptr_t addr, std::size_t bytes) {
 }
 
 Status Context::register_memory(std::uintptr_t addr, std::size_t bytes) {
-  service_->fence();  // an mremap or munmap that has returned has happened
+  service_->fence_addresses();  // what was at these addresses before has gone
   const auto others = [&]() -> Status {
     for (const Use<Context>& other : HandleTable::instance().use_all<Context>()) {
       if (other.get() == this || !other->watches(addr, bytes)) continue;

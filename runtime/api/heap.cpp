@@ -89,21 +89,19 @@ Status Heap::allocate_run(std::size_t bytes, std::uintptr_t* out) {
   const std::size_t alignment = bytes >= k_block_size ? k_block_size : k_page_size;
   std::uintptr_t addr = 0;
   {
-    const std::lock_guard guard(lock_);
-    addr = carve(bytes, alignment);
-    if (addr == 0) {
-      const std::size_t size = std::max(arena_bytes_, static_cast<std::size_t>(block_ceil(bytes)));
+    std::unique_lock guard(lock_);
+    for (addr = carve(bytes, alignment); addr == 0; addr = carve(bytes, alignment)) {
+      guard.unlock();  // the backend waits for threads that may ask the heap something
+      std::size_t size = std::max(arena_bytes_, static_cast<std::size_t>(block_ceil(bytes)));
       std::byte* arena = backend_.allocate_arena(size);
       if (arena == nullptr && size > block_ceil(bytes)) {  // less will do
-        arena = backend_.allocate_arena(block_ceil(bytes));
-        if (arena != nullptr) arenas_.emplace(reinterpret_cast<std::uintptr_t>(arena), block_ceil(bytes));
-      } else if (arena != nullptr) {
-        arenas_.emplace(reinterpret_cast<std::uintptr_t>(arena), size);
+        size = block_ceil(bytes);
+        arena = backend_.allocate_arena(size);
       }
       if (arena == nullptr) return HMMRT_ERROR_OUT_OF_MEMORY;
-      const auto begin = reinterpret_cast<std::uintptr_t>(arena);
-      free_.emplace(begin, arenas_.at(begin));
-      addr = carve(bytes, alignment);
+      guard.lock();
+      arenas_.emplace(reinterpret_cast<std::uintptr_t>(arena), size);
+      free_.emplace(reinterpret_cast<std::uintptr_t>(arena), size);
     }
     runs_[addr].bytes = bytes;
   }
@@ -279,13 +277,14 @@ void Heap::release_all() {
   const std::lock_guard guard(lock_);
   for (auto& [addr, run] : runs_) {
     bool reusable = true;
-    (void)backend_.unmanage(addr, run.bytes, &reusable);
+    if (backend_.unmanage(addr, run.bytes, &reusable).ok() && reusable) add_free(addr, run.bytes);
   }
   runs_.clear();
-  free_.clear();
   for (auto& open : open_chunks_) open.clear();
   slots_used_ = 0;
-  for (const auto& [addr, bytes] : arenas_) backend_.release_arena(pointer(addr), bytes);
+  // All that is left of the arenas is free by now.
+  for (const auto& [addr, bytes] : free_) backend_.release_arena(pointer(addr), bytes);
+  free_.clear();
   arenas_.clear();
 }
 

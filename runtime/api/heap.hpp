@@ -34,10 +34,11 @@ class HeapBackend {
   virtual ~HeapBackend() = default;
   // 2 MiB-aligned address space, a multiple of 2 MiB long. Null: see failure_detail().
   virtual std::byte* allocate_arena(std::size_t bytes) = 0;
+  // Of an arena, or of what is left of one: whole pages, of no range.
   virtual void release_arena(std::byte* addr, std::size_t bytes) = 0;
   virtual Status manage(std::uintptr_t addr, std::size_t bytes) = 0;
   // Forgets the range and its contents; on return the pages are untouched zeros again. `*reusable` false: the
-  // application unmapped some of it.
+  // application unmapped some of it, and the rest has been released.
   virtual Status unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable) = 0;
 };
 

@@ -75,6 +75,11 @@ void FaultService::fence() {
   }
 }
 
+void FaultService::fence_addresses() {
+  house_.host.catch_up_addresses();
+  fence();
+}
+
 void FaultService::wait_counted() {
   house_.host.catch_up();
   if (house_.host.info().driven) wait_records();

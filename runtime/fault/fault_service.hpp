@@ -51,6 +51,8 @@ class FaultService {
   // On return, what the application did to its mappings before the call has been noticed and settled. Launches call it,
   // so that a kernel started after madvise() or munmap() sees their effect. Nearly free when nothing is pending.
   void fence();
+  // The same for whatever anybody had done before the call, for who has just been given addresses by the kernel.
+  void fence_addresses();
 
   // On return, what threads that ran before the call had faulted on is counted: a thread is let go before its fault is.
   void wait_counted();
@@ -120,8 +122,11 @@ class FaultService {
   // The oldest remap has been followed, and its blocks are still claimed: forgets it, and tells the blocks of what came late.
   // remaps_lock_ held.
   void follow_front();
-  // Pages of the block whose address a remap that is still to be followed empties or fills.
-  PageMask remapping(std::uintptr_t base) const;
+  // Pages of the block whose address a remap that is still to be followed has filled, or else emptied.
+  struct Remapping {
+    PageMask filled, emptied;
+  };
+  Remapping remapping(std::uintptr_t base) const;
   // Tells the blocks of what an event removed, or, where a remap is still to be followed, remembers it until then.
   void notice_removal(const HostEvent& event);
   void end_pin(std::uintptr_t base, const PageMask& pages);

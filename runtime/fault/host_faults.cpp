@@ -23,11 +23,18 @@ class FaultService::HostJobs final : public Jobs {
   bool plan(std::size_t i, Work& work) override {
     House& house = service_.house_;
     BatchGroup& g = service_.host_batch_->group(i);
-    const PageMask remapping = g.faults.pages() & service_.remapping(g.base);
-    if (remapping.any()) {
-      service_.keep(g, remapping, house.clock.now_ns() + k_retry_ns);
+    const Remapping remapping = service_.remapping(g.base);
+    if (const PageMask pages = g.faults.pages() & (remapping.filled | remapping.emptied); pages.any()) {
+      // What is mapped where something was taken from is new, and nobody's. Not kept: who faults may be a device's unit
+      // whose access a quiesce waits for, before the remap can be followed.
+      (pages & remapping.emptied).for_each([&](unsigned page) {
+        house.host.populate_unclaimed(g.base + page * k_page_size);
+      });
+      if ((pages & remapping.filled).any()) {
+        service_.keep(g, pages & remapping.filled, house.clock.now_ns() + k_retry_ns);
+      }
       for (PageMask* mask : {&g.faults.read, &g.faults.write, &g.faults.atomic, &g.protected_write}) {
-        *mask = *mask - remapping;
+        *mask = *mask - pages;
       }
     }
     const PageMask faulted = g.faults.pages();
@@ -147,15 +154,20 @@ void FaultService::keep(const BatchGroup& group, const PageMask& pages, std::uin
   host_pending_.push_back({due_ns, kept});
 }
 
-PageMask FaultService::remapping(std::uintptr_t base) const {
-  PageMask pages;
+FaultService::Remapping FaultService::remapping(std::uintptr_t base) const {
+  Remapping pages;
+  const auto here = [&](std::uintptr_t addr, std::size_t bytes) {
+    const std::uintptr_t from = std::max(addr, base);
+    const std::uintptr_t to = std::min(addr + bytes, base + k_block_size);
+    if (from >= to) return PageMask{};
+    return PageMask::range(page_in_block(from), static_cast<unsigned>((to - from) >> k_page_shift));
+  };
   const std::lock_guard guard(remaps_lock_);
   for (const Remap& r : remaps_) {
-    for (const std::uintptr_t begin : {r.from, r.to}) {
-      const std::uintptr_t from = std::max(begin, base);
-      const std::uintptr_t to = std::min(begin + r.bytes, base + k_block_size);
-      if (from < to) pages |= PageMask::range(page_in_block(from), static_cast<unsigned>((to - from) >> k_page_shift));
-    }
+    const PageMask emptied = here(r.from, r.bytes);
+    const PageMask filled = here(r.to, r.bytes);
+    pages.filled = (pages.filled - emptied) | filled;
+    pages.emptied = (pages.emptied | emptied) - filled;
   }
   return pages;
 }
@@ -247,9 +259,10 @@ void FaultService::while_stalled(void* self) {
   const auto serve = [&](std::uintptr_t base, const PageMask& faulted) {
     Block* block = service.house_.space.find(base);
     if (block == nullptr) return;
-    const PageMask missing = faulted - service.remapping(block->base);
+    const Remapping remapping = service.remapping(block->base);
+    const PageMask missing = faulted - remapping.filled;
     const std::lock_guard guard(block->state_lock);
-    (missing & block->on_cpu).for_each([&](unsigned page) {
+    (missing & (block->on_cpu | remapping.emptied)).for_each([&](unsigned page) {
       service.house_.host.populate_unclaimed(block->base + page * k_page_size);
     });
   };

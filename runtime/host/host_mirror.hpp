@@ -134,11 +134,9 @@ class HostMirror {
   virtual const HostMirrorInfo& info() const = 0;
 
   // --- ranges ---------------------------------------------------------------------------------------------------
-  // Reserves private anonymous memory suited to this mirror, `bytes` a multiple of 2 MiB and 2 MiB aligned, already
-  // attached. Null when the system refuses (failure_detail() says why).
-  virtual std::byte* allocate(std::size_t bytes) = 0;
-  // Detaches and unmaps what allocate() returned. No page of it may be resident elsewhere. All its blocks claimed.
-  virtual void release(std::byte* addr, std::size_t bytes) = 0;
+  // Detaches and unmaps attached memory, but for holes that somebody else has mapped something in. No page of it may be
+  // resident elsewhere. All its blocks claimed.
+  virtual void release(std::uintptr_t addr, std::size_t bytes) = 0;
   // Makes an existing private anonymous mapping manageable. Errors: not page aligned, not wholly mapped, not private
   // anonymous, hugetlb, already watched by another userfaultfd.
   virtual Status attach(std::uintptr_t addr, std::size_t bytes) = 0;
@@ -165,6 +163,10 @@ class HostMirror {
   // Returns when events of what the application's threads had done before the call have been fetched and dealt with. For
   // mirrors whose events do not hold up who causes them. Thread: any but the event thread.
   virtual void catch_up() {}
+  // Returns when events of whatever had changed what is at which address before the call have been fetched, whosever call
+  // that was: the kernel gives addresses away again before their event has been read, and what it says must not be taken
+  // for the new owner's. Thread: any but the event thread.
+  virtual void catch_up_addresses() { catch_up(); }
   // Lets threads that faulted on these pages try again (after a page turned out to be present already).
   virtual void wake(std::uintptr_t base, const PageMask& pages) = 0;
 

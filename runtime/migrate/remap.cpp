@@ -57,9 +57,13 @@ void move_range(House& house, const Extent& from, std::uintptr_t to) {
   house.space.for_each_block(from.addr, from.bytes, [&](Block& block, const PageMask& pages) {
     untranslate(house, block, pages & block.valid);
   });
-  (void)house.host.rehome(from.addr, to, from.bytes);
   Range* range = nullptr;
-  (void)house.space.add_range(to, from.bytes, true, &range);  // nothing is there: it was cut
+  if (!house.host.rehome(from.addr, to, from.bytes).ok() || !house.space.add_range(to, from.bytes, true, &range).ok()) {
+    // No memory: managed no more, and what is not in system memory is lost.
+    house.space.for_each_block(from.addr, from.bytes,
+                               [&](Block& block, const PageMask& pages) { make_invalid(house, block, pages); });
+    return;
+  }
   house.space.for_each_block(to, from.bytes, [&](Block& block, const PageMask&) { block.range = nullptr; });
   house.space.for_each_block(from.addr, from.bytes, [&](Block& block, const PageMask& pages) {
     const PageMask mine = pages & block.valid;

@@ -281,9 +281,13 @@ Status pin(House& house, PipelinePool& pool, std::uintptr_t addr, std::size_t by
 }
 
 Status unpin(House& house, std::uintptr_t addr, std::size_t bytes) {
+  // Not block.pinned: that is also set while memory is to come home for good.
+  const auto pins = [](const Block& block, unsigned page) {
+    return block.advice != nullptr ? block.advice->pins[page] : std::uint16_t{0};
+  };
   bool pinned = true;
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) {
-    pinned = pinned && block.pinned.contains(pages & block.valid);
+    (pages & block.valid).for_each([&](unsigned page) { pinned = pinned && pins(block, page) != 0; });
   });
   if (!pinned) {
     return fail(HMMRT_ERROR_INVALID_VALUE, "not every page of [%#" PRIxPTR ", %#" PRIxPTR ") is pinned", addr,
@@ -292,7 +296,7 @@ Status unpin(House& house, std::uintptr_t addr, std::size_t bytes) {
   with_claims(house, addr, bytes, [&](Block& block, const PageMask& pages) {
     const PageMask before = block.pinned;
     (pages & block.pinned).for_each([&](unsigned page) {
-      if (--block.advice->pins[page] == 0) block.pinned.clear(page);
+      if (pins(block, page) != 0 && --block.advice->pins[page] == 0) block.pinned.clear(page);
     });
     house.host.let_go(block.base, before - block.pinned);
   });

@@ -79,8 +79,7 @@ class ModelHost final : public HostMirror {
 
   // --- HostMirror ---
   const HostMirrorInfo& info() const override { return info_; }
-  std::byte* allocate(std::size_t) override { return nullptr; }
-  void release(std::byte*, std::size_t) override {}
+  void release(std::uintptr_t, std::size_t) override {}
   Status attach(std::uintptr_t, std::size_t) override { return {}; }
   void detach(std::uintptr_t, std::size_t) override {}
   void query_rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),

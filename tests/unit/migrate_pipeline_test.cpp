@@ -151,10 +151,10 @@ class ModelMirror final : public HostMirror {
   }
 
   const HostMirrorInfo& info() const override { return info_; }
-  std::byte* allocate(std::size_t) override { return nullptr; }
-  void release(std::byte*, std::size_t) override {}
+  void release(std::uintptr_t, std::size_t) override {}
   Status attach(std::uintptr_t, std::size_t) override { return {}; }
   void detach(std::uintptr_t, std::size_t) override {}
+  Status rehome(std::uintptr_t, std::uintptr_t, std::size_t) override { return {}; }
   void query_rights(std::uintptr_t, std::size_t, void (*)(void*, std::uintptr_t, std::size_t, Rights), void*) override {
   }
   void wait(std::int64_t) override {}

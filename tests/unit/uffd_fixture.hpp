@@ -82,7 +82,8 @@ class World {
     for (unsigned i = 0; i < k_block_pages * blocks; ++i) frames_.push_back(i);
     away_.resize(blocks);
     events_ = std::thread([this] { run(); });
-    memory = mirror->allocate(blocks * k_block_size);
+    const std::uintptr_t aligned = map_aligned(blocks * k_block_size, PROT_READ | PROT_WRITE);
+    if (mirror->attach(aligned, blocks * k_block_size).ok()) memory = reinterpret_cast<std::byte*>(aligned);
     server_ = std::thread([this] { serve_all(); });
   }
   ~World() {
@@ -93,7 +94,7 @@ class World {
     }
     changed_.notify_all();
     server_.join();
-    if (memory != nullptr) mirror->release(memory, blocks_ * k_block_size);
+    if (memory != nullptr) mirror->release(base(), blocks_ * k_block_size);
     stop_ = true;
     mirror->interrupt();
     events_.join();

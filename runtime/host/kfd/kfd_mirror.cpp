@@ -212,24 +212,7 @@ bool KfdMirror::ask(std::uintptr_t addr, std::size_t bytes, bool fresh, const Fn
 
 // ---- ranges ---------------------------------------------------------------------------------------------------------
 
-std::byte* KfdMirror::allocate(std::size_t bytes) {
-  if (bytes == 0 || bytes % k_block_size != 0) {
-    (void)fail(HMMRT_ERROR_INVALID_VALUE, "allocation of %zu bytes: must be a positive multiple of 2 MiB", bytes);
-    return nullptr;
-  }
-  const std::uintptr_t addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
-  if (addr == 0) {
-    (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
-    return nullptr;
-  }
-  if (!ask(addr, bytes, true, [&] { return attributes_->manage(addr, bytes); })) {
-    munmap(pointer(addr), bytes);
-    return nullptr;
-  }
-  return static_cast<std::byte*>(pointer(addr));
-}
-
-void KfdMirror::release(std::byte* addr, std::size_t bytes) { munmap(addr, bytes); }
+void KfdMirror::release(std::uintptr_t addr, std::size_t bytes) { munmap(pointer(addr), bytes); }
 
 Status KfdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   bool exec = false;

@@ -56,8 +56,7 @@ class KfdMirror final : public HostMirror {
   kfd::SmiStats reports() const { return reader_->stats(); }
 
   const HostMirrorInfo& info() const override { return info_; }
-  std::byte* allocate(std::size_t bytes) override;
-  void release(std::byte* addr, std::size_t bytes) override;
+  void release(std::uintptr_t addr, std::size_t bytes) override;
   Status attach(std::uintptr_t addr, std::size_t bytes) override;
   void detach(std::uintptr_t addr, std::size_t bytes) override;
   void query_rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),

@@ -63,21 +63,7 @@ ShimMirror::~ShimMirror() { close(interrupt_); }
 
 // ---- ranges ---------------------------------------------------------------------------------------------------------
 
-std::byte* ShimMirror::allocate(std::size_t bytes) {
-  if (bytes == 0 || bytes % k_block_size != 0) {
-    (void)fail(HMMRT_ERROR_INVALID_VALUE, "allocation of %zu bytes: must be a positive multiple of 2 MiB", bytes);
-    return nullptr;
-  }
-  const std::uintptr_t addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
-  if (addr == 0) {
-    (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
-    return nullptr;
-  }
-  catch_up();
-  return static_cast<std::byte*>(pointer(addr));
-}
-
-void ShimMirror::release(std::byte* addr, std::size_t bytes) { munmap(addr, bytes); }
+void ShimMirror::release(std::uintptr_t addr, std::size_t bytes) { munmap(pointer(addr), bytes); }
 
 Status ShimMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   bool exec = false;

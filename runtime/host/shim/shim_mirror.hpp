@@ -36,8 +36,7 @@ class ShimMirror final : public HostMirror {
   std::uint64_t capacity(unsigned device) const { return devices_[device]->info().devmem_pages * k_page_size; }
 
   const HostMirrorInfo& info() const override { return info_; }
-  std::byte* allocate(std::size_t bytes) override;
-  void release(std::byte* addr, std::size_t bytes) override;
+  void release(std::uintptr_t addr, std::size_t bytes) override;
   Status attach(std::uintptr_t addr, std::size_t bytes) override;
   void detach(std::uintptr_t addr, std::size_t bytes) override;
   void query_rights(std::uintptr_t addr, std::size_t bytes, void (*fn)(void*, std::uintptr_t, std::size_t, Rights),

@@ -33,6 +33,7 @@ std::unique_ptr<Arena> Arena::make(std::uintptr_t begin, std::size_t bytes, bool
   }
   arena->begin_ = begin;
   arena->bytes_ = bytes;
+  arena->exec_ = exec;
   arena->cover_ = cover;
   arena->offset_ = base - cover;
   arena->uffd_ = staging;
@@ -67,7 +68,7 @@ int Arena::watch(const RangeTable& ranges, const Uffd& managed, const ProcMaps& 
   std::uintptr_t from = 0;
   std::uintptr_t to = 0;
   int result = 0;
-  for (std::uintptr_t at = begin_; ranges.next_solid(*this, at, &from, &to); at = to) {
+  for (std::uintptr_t at = begin_; ranges.next_solid(this, at, &from, &to); at = to) {
     int error = managed.watch(from, to - from, modes);
     // Else the application is unmapping part of it just now: watch what is left.
     Area area;
@@ -209,10 +210,10 @@ void RangeTable::note_hole(std::uintptr_t begin, std::uintptr_t end) {
   }
 }
 
-bool RangeTable::next_solid(const Arena& arena, std::uintptr_t at, std::uintptr_t* from, std::uintptr_t* to) const {
+bool RangeTable::next_solid(const Arena* arena, std::uintptr_t at, std::uintptr_t* from, std::uintptr_t* to) const {
   const std::shared_lock lock(mutex_);
   for (const Piece& piece : pieces_) {
-    if (piece.arena.get() != &arena || piece.end <= at) continue;
+    if ((arena != nullptr && piece.arena.get() != arena) || piece.end <= at) continue;
     at = std::max(at, piece.begin);
     auto hole =
         std::upper_bound(holes_.begin(), holes_.end(), at, [](std::uintptr_t a, const Hole& h) { return a < h.end; });

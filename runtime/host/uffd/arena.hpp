@@ -59,6 +59,7 @@ class Arena {
 
   std::uintptr_t begin() const { return begin_; }
   std::size_t bytes() const { return bytes_; }
+  bool exec() const { return exec_; }
   std::uintptr_t staging_of(std::uintptr_t addr) const { return addr + offset_; }
   BlockState& block(std::uintptr_t base) { return blocks_[(base - cover_) >> k_block_shift]; }
   std::uint64_t metadata_bytes() const { return sizeof(Arena) + block_count_ * sizeof(BlockState); }
@@ -91,6 +92,7 @@ class Arena {
   std::uintptr_t zeros_ = 0;
   std::uintptr_t begin_ = 0;
   std::size_t bytes_ = 0;
+  bool exec_ = false;
   std::uintptr_t cover_ = 0;   // begin_ rounded down to a block
   std::uintptr_t offset_ = 0;  // staging - managed, modulo 2^64
   std::size_t block_count_ = 0;
@@ -112,8 +114,9 @@ class RangeTable {
   Arena* next(std::uintptr_t addr, std::uintptr_t* begin, std::uintptr_t* end) const;
   // The application has unmapped (or moved away) [begin, end): whatever is mapped there now is not ours to watch.
   void note_hole(std::uintptr_t begin, std::uintptr_t end);
-  // The first part from `at` on that still belongs to the arena and is no hole: *from to *to. False when there is none.
-  bool next_solid(const Arena& arena, std::uintptr_t at, std::uintptr_t* from, std::uintptr_t* to) const;
+  // The first part from `at` on that still belongs to the arena (null: to any) and is no hole: *from to *to. False when there
+  // is none.
+  bool next_solid(const Arena* arena, std::uintptr_t at, std::uintptr_t* from, std::uintptr_t* to) const;
   std::uint64_t metadata_bytes() const;
 
  private:

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <ctime>
 
 #include "host/uffd/uffd_mirror.hpp"
@@ -49,6 +50,13 @@ void UffdMirror::interrupt() {
   const std::uint64_t one = 1;
   // Cannot fail but by overflow, and then the counter is set anyway.
   [[maybe_unused]] const ssize_t n = write(interrupt_, &one, sizeof one);
+}
+
+// From before the kernel takes watched memory away until its event has been read and who did it goes on, no page of any
+// memory can be protected: asked for memory that is not watched, nothing else comes of it.
+void UffdMirror::catch_up_addresses() {
+  while (managed_.write_protect(zeros_, k_page_size, false) == EAGAIN) {
+  }
 }
 
 void UffdMirror::wake(std::uintptr_t base, const PageMask& pages) {

@@ -16,19 +16,6 @@ void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLIN
 
 }  // namespace
 
-// Clears protection. False: this mirror does not watch that area. EAGAIN is waited for, as nobody else will come back to
-// it; the event that causes it is read by another thread, which waits for nothing of ours.
-bool UffdMirror::unprotect_watched(std::uintptr_t addr, std::size_t bytes) const {
-  int error = EAGAIN;
-  while (error == EAGAIN) error = managed_.write_protect(addr, bytes, false);
-  if (error != ENOENT || move_) return error == 0;
-  // Fallback: what has been armed cannot be protected. But only for its watcher can a page be filled, which is zeros now or
-  // there already.
-  error = EAGAIN;
-  while (error == EAGAIN) error = managed_.copy(addr, zeros_, k_page_size, false).error;
-  return error == 0 || error == EEXIST;
-}
-
 Status UffdMirror::watch(std::uintptr_t addr, std::size_t bytes, bool exec) {
   auto arena = Arena::make(addr, bytes, exec, move_ ? &staging_ : nullptr, zeros_);
   if (!arena) return HMMRT_ERROR_OUT_OF_MEMORY;
@@ -49,52 +36,52 @@ Status UffdMirror::watch(std::uintptr_t addr, std::size_t bytes, bool exec) {
   return {};
 }
 
-std::byte* UffdMirror::allocate(std::size_t bytes) {
-  if (bytes == 0 || bytes % k_block_size != 0) {
-    (void)fail(HMMRT_ERROR_INVALID_VALUE, "allocation of %zu bytes: must be a positive multiple of 2 MiB", bytes);
-    return nullptr;
-  }
-  // The kernel may offer a hole that the application has unmapped in a range of ours: never taken, kept until another
-  // place was found.
-  std::vector<std::uintptr_t> refused;
-  std::uintptr_t addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
-  while (addr != 0 && ranges_.overlaps(addr, bytes)) {
-    refused.push_back(addr);
-    addr = map_aligned(bytes, PROT_READ | PROT_WRITE);
-  }
-  for (const std::uintptr_t hole : refused) munmap(pointer(hole), bytes);
-  if (addr == 0) {
-    (void)fail(HMMRT_ERROR_OUT_OF_MEMORY, "mmap of %zu bytes: %s", bytes, strerror(errno));
-    return nullptr;
-  }
-  if (!watch(addr, bytes, false).ok()) {
-    munmap(pointer(addr), bytes);
-    return nullptr;
-  }
-  return static_cast<std::byte*>(pointer(addr));
+// Makes [addr, addr + bytes) ordinary memory. False: it is not all there, or some of it is another userfaultfd's. EAGAIN is
+// waited for, as nobody else will come back to it; the event that causes it is read by another thread, which waits for
+// nothing of ours.
+bool UffdMirror::unwatch(std::uintptr_t addr, std::size_t bytes) const {
+  // Asked before anything is done: of what another userfaultfd watches, the kernel lets us clear the protection.
+  const int error = managed_.watch(addr, bytes, UFFDIO_REGISTER_MODE_WP);
+  if (error != 0 && error != ENOMEM) return false;
+  // Protection first: a page left protected would fault for ever.
+  int cleared = EAGAIN;
+  while (cleared == EAGAIN) cleared = managed_.write_protect(addr, bytes, false);
+  managed_.unwatch(addr, bytes);
+  return cleared == 0;
 }
 
-// Calls fn(from, to) for each area of memory in [addr, addr + bytes). Some of it may be somebody else's by now.
+// Ends the watch over [addr, addr + bytes) and forgets it, then calls fn(from, to) for each area that was ours. Holes are
+// left alone.
 template <class Fn>
-void UffdMirror::for_each_area(std::uintptr_t addr, std::size_t bytes, Fn&& fn) const {
+void UffdMirror::give_up(std::uintptr_t addr, std::size_t bytes, Fn&& fn) {
+  catch_up_addresses();  // or a hole may not be known yet
   const std::uintptr_t end = addr + bytes;
-  Area area;
-  for (std::uintptr_t at = addr; at < end && maps_.next(at, &area) && area.begin < end; at = area.end) {
-    fn(std::max(at, area.begin), std::min(area.end, end));
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ours;
+  std::uintptr_t from = 0;
+  std::uintptr_t to = 0;
+  for (std::uintptr_t at = addr; at < end && ranges_.next_solid(nullptr, at, &from, &to) && from < end; at = to) {
+    to = std::min(to, end);
+    Area area;
+    unsigned looks = 4;  // at an area that has changed since it was looked up
+    for (std::uintptr_t inner = from; inner < to && maps_.next(inner, &area) && area.begin < to;) {
+      const std::uintptr_t first = std::max(inner, area.begin);
+      const std::uintptr_t last = std::min(area.end, to);
+      if (unwatch(first, last - first)) {
+        ours.emplace_back(first, last);
+      } else if (Area now; looks > 1 && maps_.next(first, &now) && (now.begin != area.begin || now.end != area.end)) {
+        --looks;
+        continue;
+      }
+      inner = last;
+    }
   }
+  ranges_.erase(addr, bytes);
+  for (const auto& [first, last] : ours) fn(first, last);
 }
 
-void UffdMirror::release(std::byte* addr, std::size_t bytes) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(addr);
-  // Unwatch first: our munmap must not raise an event. Forget first: from then on anybody may map something there.
-  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ours;
-  for_each_area(begin, bytes, [&](std::uintptr_t from, std::uintptr_t to) {
-    if (!unprotect_watched(from, k_page_size)) return;
-    managed_.unwatch(from, to - from);
-    ours.emplace_back(from, to);
-  });
-  ranges_.erase(begin, bytes);
-  for (const auto& [from, to] : ours) munmap(pointer(from), to - from);
+void UffdMirror::release(std::uintptr_t addr, std::size_t bytes) {
+  // Forgotten first: from then on anybody may map something there. Unwatched first: it must not raise an event.
+  give_up(addr, bytes, [](std::uintptr_t from, std::uintptr_t to) { munmap(pointer(from), to - from); });
 }
 
 Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
@@ -107,17 +94,21 @@ Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
 }
 
 void UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
-  // Protection first: a page left protected would fault for ever.
-  for_each_area(addr, bytes, [&](std::uintptr_t from, std::uintptr_t to) {
-    if (unprotect_watched(from, to - from)) managed_.unwatch(from, to - from);
-  });
-  ranges_.erase(addr, bytes);
+  give_up(addr, bytes, [](std::uintptr_t, std::uintptr_t) {});
 }
 
 Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {
   // What is still watched by us at `to` is what the kernel moved there, armed as it was.
   if (ranges_.overlaps(to, bytes)) ranges_.erase(to, bytes);  // mremap onto managed memory unmapped that
-  auto made = Arena::make(to, bytes, false, move_ ? &staging_ : nullptr, zeros_);
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+  bool exec = false;
+  for (std::uintptr_t at = from; at < from + bytes; at = end) {
+    const Arena* const arena = ranges_.next(at, &begin, &end);
+    if (arena == nullptr || begin >= from + bytes) break;
+    exec = exec || arena->exec();
+  }
+  auto made = Arena::make(to, bytes, exec, move_ ? &staging_ : nullptr, zeros_);
   if (!made) {
     ranges_.erase(from, bytes);
     return HMMRT_ERROR_OUT_OF_MEMORY;

@@ -52,8 +52,7 @@ class UffdMirror final : public HostMirror {
 
   const HostMirrorInfo& info() const override { return info_; }
 
-  std::byte* allocate(std::size_t bytes) override;
-  void release(std::byte* addr, std::size_t bytes) override;
+  void release(std::uintptr_t addr, std::size_t bytes) override;
   Status attach(std::uintptr_t addr, std::size_t bytes) override;
   void detach(std::uintptr_t addr, std::size_t bytes) override;
   Status rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) override;
@@ -63,6 +62,7 @@ class UffdMirror final : public HostMirror {
   void wait(std::int64_t timeout_ns) override;
   std::size_t fetch(std::span<HostEvent> out) override;
   void interrupt() override;
+  void catch_up_addresses() override;
   void wake(std::uintptr_t base, const PageMask& pages) override;
 
   void prepare(Transfer& t) override;
@@ -167,9 +167,9 @@ class UffdMirror final : public HostMirror {
 
   // ranges.cpp, events.cpp
   Status watch(std::uintptr_t addr, std::size_t bytes, bool exec);
-  bool unprotect_watched(std::uintptr_t addr, std::size_t bytes) const;
+  bool unwatch(std::uintptr_t addr, std::size_t bytes) const;
   template <class Fn>
-  void for_each_area(std::uintptr_t addr, std::size_t bytes, Fn&& fn) const;
+  void give_up(std::uintptr_t addr, std::size_t bytes, Fn&& fn);
   std::size_t translate(const uffd_msg* messages, std::size_t count, std::span<HostEvent> out);
   bool own_fault(const uffd_msg& message);
   // One ioctl, no waiting: the event thread may have to read an event before it can succeed.
