@@ -178,20 +178,22 @@ TEST_P(ApiAddresses, executable_memory_still_migrates_after_mremap) {
 
 // Its memory is kept at home while it is unregistered: not a pin of the user's.
 TEST_P(ApiAddresses, what_was_never_pinned_cannot_be_unpinned_while_it_is_unregistered) {
-  constexpr std::size_t bytes = 4 * k_block;
+  constexpr std::size_t bytes = k_block / 4;
   std::uint32_t* const p = map_filled(bytes, 1);
+  const hmmrt::stream s(context());
   std::atomic<bool> end{false};
   std::thread other([&] {
     while (!end) (void)hmmrt_unpin(handle(), p, bytes);  // of what is not registered just then: nothing to unpin
   });
-  for (unsigned round = 0; round < 50; ++round) {
+  for (std::uint32_t round = 0; round < 100; ++round) {
     context().register_memory(p, bytes);
-    context().prefetch(p, bytes, last_device());
+    s.launch("add", bytes / 4, AddOne{hmmrt::gptr<std::uint32_t>(p)});
+    s.synchronize();
     context().unregister_memory(p);
+    EXPECT_EQ(wrong(p, bytes, 2 + round), 0u) << round;
   }
   end = true;
   other.join();
-  EXPECT_EQ(wrong(p, bytes, 1), 0u);
   munmap(p, bytes);
 }
 
