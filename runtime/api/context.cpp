@@ -195,6 +195,7 @@ std::byte* Context::allocate_arena(std::size_t bytes) {
 
 void Context::release_arena(std::byte* addr, std::size_t bytes) {
   const auto begin = reinterpret_cast<std::uintptr_t>(addr);
+  host_->catch_up_addresses();
   {
     const Claims all(*house_, {{begin, bytes}});
     host_->release(begin, bytes);
@@ -225,19 +226,31 @@ Status Context::forget(std::uintptr_t addr, bool bring_home) {
 
 Status Context::unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable) {
   service_->fence();
-  bool intact = true;
+  // What mremap has moved away is no allocation any more; what it has left is one or more ranges.
+  std::vector<Extent> ranges;
+  const auto take = [&](const Range& range) {
+    if (!range.registered && range.addr >= addr && range.end() <= addr + bytes)
+      ranges.push_back({range.addr, range.bytes});
+  };
+  with_range(addr, take);
+  const bool whole = !ranges.empty() && ranges.front().bytes == bytes;
+  if (!whole) {
+    ranges.clear();
+    for_each_range(take);
+  }
   std::vector<Extent> left;
-  for_each_claimed(addr, bytes, [&](Block& block, const PageMask& pages) {
-    intact = intact && block.valid.contains(pages);
-    (pages & block.valid).for_each_run([&](unsigned first, unsigned count) {
-      const std::uintptr_t at = block.base + first * k_page_size;
-      if (left.empty() || left.back().end() != at) left.push_back({at, 0});
-      left.back().bytes += count * k_page_size;
+  for (const Extent& range : ranges) {
+    for_each_claimed(range.addr, range.bytes, [&](Block& block, const PageMask& pages) {
+      (pages & block.valid).for_each_run([&](unsigned first, unsigned count) {
+        const std::uintptr_t at = block.base + first * k_page_size;
+        if (left.empty() || left.back().end() != at) left.push_back({at, 0});
+        left.back().bytes += count * k_page_size;
+      });
     });
-  });
-  if (const Status s = forget(addr, false); !s.ok()) return s;
+    if (const Status s = forget(range.addr, false); !s.ok()) return s;
+  }
   *reusable = false;
-  if (!intact) {
+  if (left.size() != 1 || left.front() != Extent{addr, bytes}) {
     for (const Extent& e : left) release_arena(reinterpret_cast<std::byte*>(e.addr), e.bytes);
     return {};
   }

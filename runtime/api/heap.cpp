@@ -68,8 +68,9 @@ void Heap::add_free(std::uintptr_t addr, std::size_t bytes) {
   free_.emplace(addr, bytes);
 }
 
-// Gives arenas that are wholly free back to the system, except one of the usual size. Requires lock_.
-void Heap::trim() {
+// Takes out the arenas that are wholly free, except one of the usual size: to be released. Requires lock_.
+std::vector<std::pair<std::uintptr_t, std::size_t>> Heap::trim() {
+  std::vector<std::pair<std::uintptr_t, std::size_t>> unused;
   bool kept = false;
   for (auto it = arenas_.begin(); it != arenas_.end();) {
     const auto free = free_.find(it->first);
@@ -80,9 +81,10 @@ void Heap::trim() {
       continue;
     }
     free_.erase(free);
-    backend_.release_arena(pointer(it->first), it->second);
+    unused.emplace_back(*it);
     it = arenas_.erase(it);
   }
+  return unused;
 }
 
 Status Heap::allocate_run(std::size_t bytes, std::uintptr_t* out) {
@@ -114,10 +116,14 @@ Status Heap::allocate_run(std::size_t bytes, std::uintptr_t* out) {
 }
 
 void Heap::give_run(std::uintptr_t addr, std::size_t bytes) {
-  const std::lock_guard guard(lock_);
-  runs_.erase(addr);
-  add_free(addr, bytes);
-  trim();
+  std::vector<std::pair<std::uintptr_t, std::size_t>> unused;
+  {
+    const std::lock_guard guard(lock_);
+    runs_.erase(addr);
+    add_free(addr, bytes);
+    unused = trim();
+  }
+  for (const auto& [begin, size] : unused) backend_.release_arena(pointer(begin), size);  // which may take a while
 }
 
 Status Heap::free_run(std::uintptr_t addr, std::size_t bytes) {

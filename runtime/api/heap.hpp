@@ -21,6 +21,7 @@
 #include <mutex>
 #include <set>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "space/page.hpp"
@@ -98,7 +99,7 @@ class Heap {
   std::uintptr_t carve(std::size_t bytes, std::size_t alignment);
   void give_run(std::uintptr_t addr, std::size_t bytes);
   void add_free(std::uintptr_t addr, std::size_t bytes);
-  void trim();
+  std::vector<std::pair<std::uintptr_t, std::size_t>> trim();
   Status free_run(std::uintptr_t addr, std::size_t bytes);
   Status no_allocation(std::uintptr_t addr) const;
 

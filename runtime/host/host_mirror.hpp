@@ -135,12 +135,12 @@ class HostMirror {
 
   // --- ranges ---------------------------------------------------------------------------------------------------
   // Detaches and unmaps attached memory, but for holes that somebody else has mapped something in. No page of it may be
-  // resident elsewhere. All its blocks claimed.
+  // resident elsewhere. All its blocks claimed; before that, catch_up_addresses(), or not all holes are known.
   virtual void release(std::uintptr_t addr, std::size_t bytes) = 0;
   // Makes an existing private anonymous mapping manageable. Errors: not page aligned, not wholly mapped, not private
   // anonymous, hugetlb, already watched by another userfaultfd.
   virtual Status attach(std::uintptr_t addr, std::size_t bytes) = 0;
-  // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory. All its blocks claimed.
+  // Every page must be back on the CPU (or meant to be lost). Afterwards it is ordinary memory. As for release().
   virtual void detach(std::uintptr_t addr, std::size_t bytes) = 0;
   // After a remap event: [from, from + bytes) is attached no more, [to, to + bytes) is, and what was kept for withdrawn
   // pages (staged contents, protection) now belongs to the page's new address. All blocks of both ranges claimed. On failure

@@ -171,6 +171,7 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
   }
   for (unsigned attempt = 0; attempt < k_attempts; ++attempt) {
     if (bring_home) (void)prefetch(house, pool, addr, bytes, k_cpu, Cause::coherence);
+    if (range->registered) house.host.catch_up_addresses();
     const Claims all(house, {{addr, bytes}});
     if (bring_home && !at_home(house, *range)) continue;
     const std::unique_ptr<Range> ended = house.space.forget_range(range);

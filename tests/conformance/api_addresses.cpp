@@ -54,8 +54,9 @@ TEST_P(ApiAddresses, a_registration_where_memory_was_just_moved_away_keeps_its_c
     std::uint32_t* const fresh = ended ? map_filled(bytes, 1000, old) : nullptr;
     if (fresh != nullptr) {
       ++again;
-      context().register_memory(fresh, bytes);
-      context().prefetch(fresh, bytes, last_device());
+      EXPECT_EQ(hmmrt_register(handle(), fresh, bytes), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+      EXPECT_EQ(hmmrt_prefetch(handle(), fresh, bytes, static_cast<hmmrt_location_t>(last_device()), nullptr),
+                HMMRT_SUCCESS);
     }
     mover.join();
     if (fresh != nullptr) {
@@ -127,6 +128,49 @@ TEST_P(ApiAddresses, allocations_where_memory_was_moved_to_and_unmapped_are_whol
     ASSERT_EQ(hmmrt_free(handle(), p), HMMRT_SUCCESS) << hmmrt_last_error_detail();
     (void)hmmrt_unregister(handle(), any_pointer() ? static_cast<void*>(old) : target);
   }
+}
+
+// mremap takes part of an allocation away: the rest can be freed by its start, wherever that is now.
+TEST_P(ApiAddresses, what_is_left_of_an_allocation_can_be_freed) {
+  NOT_DRIVEN("nobody tells of an mremap");
+  if (any_pointer()) GTEST_SKIP() << "registrations stay where they are";
+  for (const std::size_t first : {std::size_t{0}, k_block, 2 * k_block}) {
+    auto* const p = static_cast<char*>(context().allocate(3 * k_block));
+    std::memset(p, 1, 3 * k_block);
+    context().prefetch(p, 3 * k_block, last_device());
+    void* const moved = mremap(p + first, k_block, k_block, MREMAP_MAYMOVE | MREMAP_FIXED,
+                               mmap(nullptr, k_block, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ASSERT_NE(moved, MAP_FAILED);
+    EXPECT_EQ(hmmrt_free(handle(), p), HMMRT_SUCCESS) << first << ": " << hmmrt_last_error_detail();
+    EXPECT_EQ(static_cast<char*>(moved)[k_block - 1], 1);
+    unsigned char there = 0;
+    EXPECT_EQ(mincore(p + (first == 0 ? k_block : 0), k_page, &there), -1) << "not given back";
+    context().unregister_memory(moved);
+    munmap(moved, k_block);
+  }
+}
+
+// Nobody waits for a moment in which no thread changes its mappings.
+TEST_P(ApiAddresses, registering_goes_on_while_threads_drop_memory_without_end) {
+  Mapping dropped(64 * k_page);
+  context().register_memory(dropped.get(), 64 * k_page);
+  std::atomic<bool> end{false};
+  std::thread storm[4];
+  for (unsigned i = 0; i < 4; ++i) {
+    storm[i] = std::thread([&, i] {
+      while (!end) madvise(dropped.get() + i * 16 * k_page, k_page, MADV_DONTNEED);
+    });
+  }
+  for (unsigned round = 0; round < 5; ++round) {
+    std::uint32_t* const p = map_filled(4 * k_page, round);
+    EXPECT_EQ(hmmrt_register(handle(), p, 4 * k_page), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+    EXPECT_EQ(hmmrt_unregister(handle(), p), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+    EXPECT_EQ(wrong(p, 4 * k_page, round), 0u);
+    munmap(p, 4 * k_page);
+  }
+  end = true;
+  for (std::thread& t : storm) t.join();
+  context().unregister_memory(dropped.get());
 }
 
 TEST_P(ApiAddresses, memory_that_a_kernel_uses_in_place_can_be_moved_and_its_old_place_kept) {

@@ -53,10 +53,13 @@ void UffdMirror::interrupt() {
 }
 
 // From before the kernel takes watched memory away until its event has been read and who did it goes on, no page of any
-// memory can be protected: asked for memory that is not watched, nothing else comes of it.
+// memory can be protected: asked for memory that is not watched, nothing else comes of it. Where threads never stop doing
+// that there may be no other moment: whoever had begun before the call is through by the time limit.
 void UffdMirror::catch_up_addresses() {
-  while (managed_.write_protect(zeros_, k_page_size, false) == EAGAIN) {
+  const std::uint64_t end = now_ns() + k_storm_ns;
+  while (managed_.write_protect(zeros_, k_page_size, false) == EAGAIN && now_ns() < end) {
   }
+  own_.outlast_batch();  // what was read is noted
 }
 
 void UffdMirror::wake(std::uintptr_t base, const PageMask& pages) {

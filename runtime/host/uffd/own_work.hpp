@@ -66,6 +66,9 @@ class OwnWork {
   bool matches_reading(std::uintptr_t addr) const noexcept;
   bool matches_breaking(std::uint32_t thread) const noexcept;
 
+  // Waits until the batch of events that is being matched, if any, has been.
+  void outlast_batch() const noexcept;
+
  private:
   enum State : std::uint32_t { k_free, k_taken, k_active };
 
@@ -84,8 +87,6 @@ class OwnWork {
     std::atomic<std::uint32_t> thread{0};
   };
 
-  // Waits until the batch of events that is being matched, if any, has been.
-  void outlast_batch() const noexcept;
   template <class Slots>
   static int take(Slots& slots) noexcept;
   template <class Slots>

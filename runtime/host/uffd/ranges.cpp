@@ -12,6 +12,8 @@ namespace hmmrt {
 
 namespace {
 
+constexpr unsigned k_clear_tries = 100;  // of up to 0.5 ms
+
 void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
 
 }  // namespace
@@ -36,25 +38,25 @@ Status UffdMirror::watch(std::uintptr_t addr, std::size_t bytes, bool exec) {
   return {};
 }
 
-// Makes [addr, addr + bytes) ordinary memory. False: it is not all there, or some of it is another userfaultfd's. EAGAIN is
-// waited for, as nobody else will come back to it; the event that causes it is read by another thread, which waits for
-// nothing of ours.
+// Makes [addr, addr + bytes) ordinary memory. False: it is not all there, or some of it is another userfaultfd's.
 bool UffdMirror::unwatch(std::uintptr_t addr, std::size_t bytes) const {
   // Asked before anything is done: of what another userfaultfd watches, the kernel lets us clear the protection.
   const int error = managed_.watch(addr, bytes, UFFDIO_REGISTER_MODE_WP);
   if (error != 0 && error != ENOMEM) return false;
-  // Protection first: a page left protected would fault for ever.
-  int cleared = EAGAIN;
-  while (cleared == EAGAIN) cleared = managed_.write_protect(addr, bytes, false);
+  // Protection first, or before Linux 6.1 it is found again by who registers this memory next. EAGAIN: some event is unread,
+  // by a thread that waits for nothing of ours.
+  int cleared = managed_.write_protect(addr, bytes, false);
+  for (unsigned i = 0; cleared == EAGAIN && i < k_clear_tries; ++i) {
+    cleared = managed_.write_protect(addr, bytes, false);
+  }
   managed_.unwatch(addr, bytes);
-  return cleared == 0;
+  return cleared != ENOENT;
 }
 
 // Ends the watch over [addr, addr + bytes) and forgets it, then calls fn(from, to) for each area that was ours. Holes are
 // left alone.
 template <class Fn>
 void UffdMirror::give_up(std::uintptr_t addr, std::size_t bytes, Fn&& fn) {
-  catch_up_addresses();  // or a hole may not be known yet
   const std::uintptr_t end = addr + bytes;
   std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ours;
   std::uintptr_t from = 0;

@@ -89,8 +89,9 @@ class UffdMirror final : public HostMirror {
   using Arena = uffd::Arena;
   // Runs of fewer pages without a staging page are cheaper to UFFDIO_COPY than to fault in and move.
   static constexpr unsigned k_fresh_pages = 64;
-  enum class Masks : std::uint8_t { by_copy, other };  // of Transfer::scratch
-  static constexpr unsigned k_reading_word = 16;       // ... and its slot in own_
+  static constexpr std::uint64_t k_storm_ns = 50'000'000;  // of waiting for a moment without mapping changes
+  enum class Masks : std::uint8_t { by_copy, other };      // of Transfer::scratch
+  static constexpr unsigned k_reading_word = 16;           // ... and its slot in own_
 
   // The part of one arena in a block. `state` belongs to the caller's claim.
   struct Part {
