@@ -132,7 +132,6 @@ TEST_P(ApiAddresses, allocations_where_memory_was_moved_to_and_unmapped_are_whol
 
 // mremap takes part of an allocation away: the rest can be freed by its start, wherever that is now.
 TEST_P(ApiAddresses, what_is_left_of_an_allocation_can_be_freed) {
-  NOT_DRIVEN("nobody tells of an mremap");
   if (any_pointer()) GTEST_SKIP() << "registrations stay where they are";
   for (const std::size_t first : {std::size_t{0}, k_block, 2 * k_block}) {
     auto* const p = static_cast<char*>(context().allocate(3 * k_block));

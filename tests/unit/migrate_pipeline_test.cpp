@@ -532,7 +532,6 @@ TEST(Pipeline, caller_takes_up_no_work_of_the_application_while_it_holds_claims)
   for (std::size_t i = 0; i < world.size(); ++i) world.expect_on_device(i, k_used);
 }
 
-// The event thread had noticed it, and not come to settle it, when the pages came.
 // A range of two blocks; the first one's pages are on the device.
 class Remap : public testing::Test {
  protected:
@@ -549,6 +548,7 @@ class Remap : public testing::Test {
   Pipeline pipeline;
 };
 
+// In both: the event thread had noticed it, and not come to settle it, when the pages came.
 TEST_F(Remap, what_was_noticed_at_the_new_addresses_is_not_about_what_comes_there) {
   notice(world.house, world.block(1), PageMask::all(), true);
   follow(world.base(0), world.base(1), k_block_size);
