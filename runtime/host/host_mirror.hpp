@@ -220,6 +220,9 @@ class HostMirror {
                     unsigned /*order*/ = 0) {
     return false;
   }
+  // Pages of a block where nothing is mapped, asked of the kernel: events of unmapping can be lost, as all reports of a
+  // driver can.
+  virtual PageMask unmapped(std::uintptr_t /*base*/, const PageMask& /*pages*/) { return {}; }
   // Brings pages of a block home and ties them to system memory, where devices use them in place, until let_go(). False as
   // above. Claim held.
   virtual bool tie(std::uintptr_t /*base*/, const PageMask& /*pages*/, Wish /*wish*/) { return false; }

@@ -95,10 +95,12 @@ void with_claims(House& house, std::uintptr_t addr, std::size_t bytes, Fn&& fn) 
 
 }  // namespace
 
-void adopt(House& house, Block& block, const PageMask& pages) {
-  const PageMask strangers = pages - block.valid;
-  strangers.for_each_run([&](unsigned first, unsigned count) {
-    PageMask mapped;
+namespace {
+
+// Those of the block's pages that are mapped now, with whatever rights but none.
+PageMask mapped_of(House& house, const Block& block, const PageMask& pages) {
+  PageMask mapped;
+  pages.for_each_run([&](unsigned first, unsigned count) {
     house.host.query_rights(
         block.base + first * k_page_size, count * k_page_size,
         [](void* out, std::uintptr_t from, std::size_t bytes, Rights rights) {
@@ -107,8 +109,15 @@ void adopt(House& house, Block& block, const PageMask& pages) {
               PageMask::range(page_in_block(from), static_cast<unsigned>(bytes >> k_page_shift));
         },
         &mapped);
-    if (mapped.any()) make_valid(house, block, mapped, nullptr);
   });
+  return mapped;
+}
+
+}  // namespace
+
+void adopt(House& house, Block& block, const PageMask& pages) {
+  const PageMask mapped = mapped_of(house, block, pages - block.valid);
+  if (mapped.any()) make_valid(house, block, mapped, nullptr);
 }
 
 std::uintptr_t adopt(House& house, std::uintptr_t addr, std::size_t bytes) {
@@ -192,27 +201,29 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
 
 namespace {
 
+// Where the driver has refused part of a block: what is still mapped there. Of the rest no report may ever come, so it is
+// noticed now; the driver refuses whatever has such a page in it.
+std::vector<Extent> still_mapped(House& house, const Extent& part) {
+  std::vector<Extent> runs;
+  with_claims(house, part.addr, part.bytes, [&](Block& block, const PageMask& all) {
+    const PageMask pages = all & block.valid;
+    const PageMask gone = house.host.unmapped(block.base, pages);
+    if (gone.any()) notice(house, block, gone, true);
+    (pages - gone).for_each_run([&](unsigned first, unsigned count) {
+      runs.push_back({block.base + first * k_page_size, count * k_page_size});
+    });
+  });
+  return runs;
+}
+
 // Asks the driver, which may know better than the books where the pages are; of what is mapped. Pages that are pinned, or that
 // it would not send there, stay. Moves to *sent what it did not refuse; returns how many pages stay or were refused.
 std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause,
                    std::vector<Extent>* sent) {
   const Wish wish = cause == Cause::prefetch_user ? Wish::user_prefetch : Wish::coherence;
   std::uint64_t refused = 0;
-  const auto ask_for = [&](const Extent& e) {
-    if (!house.host.send(e.addr, e.bytes, to, wish)) return false;
-    sent->push_back(e);
-    return true;
-  };
-  const auto ask = [&](const Extent& e) {
-    if (e.bytes == 0 || ask_for(e)) return;
-    // All of it is refused for a page's sake, one that is not mapped any more, or for want of memory.
-    for (std::uintptr_t at = e.addr; at < e.end(); at = block_floor(at) + k_block_size) {
-      const Extent part{at, std::min(e.end(), block_floor(at) + k_block_size) - at};
-      if (part == e || !ask_for(part)) refused += part.bytes >> k_page_shift;
-    }
-  };
+  std::vector<Extent> runs;
   for (const Extent& e : extents) {
-    Extent run;
     with_claims(house, e.addr, e.bytes, [&](Block& block, const PageMask& pages) {
       PageMask stay;
       if (to != k_cpu) {
@@ -222,14 +233,26 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
       refused += stay.count();
       ((pages & block.valid) - stay).for_each_run([&](unsigned first, unsigned count) {
         const std::uintptr_t at = block.base + first * k_page_size;
-        if (run.end() != at) {
-          ask(run);
-          run = {at, 0};
-        }
-        run.bytes += count * k_page_size;
+        if (runs.empty() || runs.back().end() != at) runs.push_back({at, 0});
+        runs.back().bytes += count * k_page_size;
       });
     });
-    ask(run);
+  }
+  const auto ask = [&](const Extent& e) {
+    if (!house.host.send(e.addr, e.bytes, to, wish)) return false;
+    sent->push_back(e);
+    return true;
+  };
+  for (const Extent& run : runs) {
+    if (ask(run)) continue;
+    // All of it is refused for a page's sake, one that is not mapped any more, or for want of memory.
+    for (std::uintptr_t at = run.addr; at < run.end(); at = block_floor(at) + k_block_size) {
+      const Extent part{at, std::min(run.end(), block_floor(at) + k_block_size) - at};
+      if (part != run && ask(part)) continue;
+      for (const Extent& rest : still_mapped(house, part)) {
+        if (rest == part || !ask(rest)) refused += rest.bytes >> k_page_shift;
+      }
+    }
   }
   if (to == k_cpu) return refused;
   for (const Extent& e : extents) {

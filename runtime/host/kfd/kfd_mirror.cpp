@@ -340,6 +340,17 @@ bool KfdMirror::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish 
   return ask(addr, bytes, false, [&] { return attributes_->send(addr, bytes, to, wish, order); });
 }
 
+PageMask KfdMirror::unmapped(std::uintptr_t base, const PageMask& pages) {
+  PageMask out = pages;
+  Area area;
+  for (std::uintptr_t at = base; out.any() && maps_.next(at, &area) && area.begin < base + k_block_size;
+       at = area.end) {
+    const std::uintptr_t from = std::max(at, area.begin), to = std::min(area.end, base + k_block_size);
+    out = out - PageMask::range(page_in_block(from), static_cast<unsigned>((to - from) >> k_page_shift));
+  }
+  return out;
+}
+
 bool KfdMirror::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {
   return ask(base, k_block_size, false, [&] { return attributes_->tie(base, pages, wish); });
 }

@@ -149,14 +149,17 @@ void Driver::read_events() {
   pollfd wait{pages_.events(), POLLIN, 0};
   if (poll(&wait, 1, 0) <= 0) return;
   stop();
+  // All that waits now, not what comes meanwhile.
   uffd_msg messages[16];
   ssize_t n = 0;
-  while ((n = read(pages_.events(), static_cast<void*>(messages), sizeof messages)) > 0) {
-    pending_.insert(pending_.end(), messages, messages + static_cast<std::size_t>(n) / sizeof messages[0]);
-  }
+  do {
+    n = read(pages_.events(), static_cast<void*>(messages), sizeof messages);
+    if (n > 0) pending_.insert(pending_.end(), messages, messages + static_cast<std::size_t>(n) / sizeof messages[0]);
+  } while (n == sizeof messages);
 }
 
-// Changes of mappings first: userfaultfd tells of faults before them, whichever came first.
+// Changes of mappings first: userfaultfd tells of faults before them, whichever came first. Only of what has been read:
+// threads that drop memory without end always have one more.
 void Driver::settle() {
   while (!pending_.empty()) {
     auto next = std::find_if(pending_.begin(), pending_.end(),
@@ -165,7 +168,6 @@ void Driver::settle() {
     const uffd_msg event = *next;
     pending_.erase(next);
     heed(event);
-    read_events();
   }
 }
 

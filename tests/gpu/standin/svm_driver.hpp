@@ -13,7 +13,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <span>
 #include <vector>
 
@@ -30,6 +29,22 @@ struct Configuration {
   bool xnack = true;
   bool hive = false, apu = false;
   std::uint32_t granularity = 9;
+};
+
+// First come, first served. Whoever takes it again at once, for the next event, would not let others have it.
+class FairLock {
+ public:
+  void lock() {
+    const std::uint32_t mine = next_.fetch_add(1);
+    for (std::uint32_t now = turn_.load(); now != mine; now = turn_.load()) turn_.wait(now);
+  }
+  void unlock() {
+    turn_.fetch_add(1);
+    turn_.notify_all();
+  }
+
+ private:
+  std::atomic<std::uint32_t> next_{0}, turn_{0};
 };
 
 class Driver {
@@ -89,7 +104,7 @@ class Driver {
   void map(std::uintptr_t begin, std::uintptr_t end, std::uint32_t node);
   bool build_view(std::uintptr_t at, std::uint32_t node, const Vma& vma, StandinView* out);
 
-  std::mutex lock_;
+  FairLock lock_;
   Configuration config_;
   bool moves_ = false;  // pages can move
   int retired_ = -1;    // eventfd: its thread is to end

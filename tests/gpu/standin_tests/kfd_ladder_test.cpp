@@ -48,6 +48,28 @@ TEST(GpuChild, DISABLED_hears_nothing) {
     EXPECT_EQ(c.stats().driver_reports, 0u);
   });
 }
+// Nobody says that part of it is unmapped.
+TEST(GpuChild, DISABLED_is_not_told_of_holes) {
+  hmmrt::context c({{"device", "gpu"}, {"host_mirror", "kfd"}, {"log_level", "off"}});
+  constexpr std::size_t bytes = 4 * k_block;
+  Mapping m(bytes);
+  std::memset(m.get(), 5, bytes);
+  c.register_memory(m.get(), bytes);
+  c.prefetch(m.get(), bytes, 0);
+  ASSERT_EQ(m.unmap(k_block + 3 * k_page, k_page), 0);
+  ASSERT_EQ(m.unmap(3 * k_block, k_block), 0);
+  c.prefetch(m.get(), 3 * k_block, hmmrt::cpu);  // what is left there
+  EXPECT_EQ(hmmrt_prefetch(c.get(), m.get(), 3 * k_block, 0, nullptr), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  EXPECT_EQ(c.stats().hints_without_effect, 0u);
+  EXPECT_EQ(hmmrt_standin_where(m.get()), k_gpu);
+  EXPECT_EQ(hmmrt_standin_where(m.get() + k_block), k_gpu);
+  EXPECT_EQ(hmmrt_unregister(c.get(), m.get()), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  for (std::size_t i = 0; i < 3 * k_block; i += k_page) {
+    if (i == k_block + 3 * k_page) continue;
+    ASSERT_EQ(m.get()[i], 5) << i;
+    ASSERT_EQ(hmmrt_standin_where(m.get() + i), k_system) << i;
+  }
+}
 TEST(GpuChild, DISABLED_has_an_older_kernel) {
   use("kfd", [](hmmrt::context& c) {
     EXPECT_NE(std::string(c.info().host_note).find("KFD 1.9"), std::string::npos) << c.info().host_note;
@@ -208,6 +230,9 @@ TEST(KfdLadder, a_gpu_in_parts_is_degraded_from) {
 }
 TEST(KfdLadder, without_reports_it_works_and_says_so) {
   EXPECT_EQ(in_child_with("hears_nothing", {{"HMMRT_TEST_KFD_SMI_OPEN", "0"}}), 0);
+}
+TEST(KfdLadder, without_reports_holes_are_found_when_they_are_in_the_way) {
+  EXPECT_EQ(in_child_with("is_not_told_of_holes", {{"HMMRT_TEST_KFD_SMI_OPEN", "0"}}), 0);
 }
 TEST(KfdLadder, a_kernel_without_reports_works_and_is_said_to_be_one) {
   EXPECT_EQ(in_child_with("has_an_older_kernel", {{"HMMRT_TEST_KFD_MINOR", "9"}}), 0);
