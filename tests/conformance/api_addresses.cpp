@@ -19,21 +19,6 @@ API_SUITE(ApiAddresses);
 
 constexpr int k_keep_old = 4;  // MREMAP_DONTUNMAP, which glibc of Debian 12 may hide
 
-// Memory at an address of its choice (null: the kernel's), every page written; null when something is there.
-std::uint32_t* map_filled(std::size_t bytes, std::uint32_t first, void* at = nullptr,
-                          int protection = PROT_READ | PROT_WRITE) {
-  void* const p =
-      mmap(at, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | (at != nullptr ? MAP_FIXED_NOREPLACE : 0), -1, 0);
-  if (p == MAP_FAILED) return nullptr;
-  for (std::size_t i = 0; i < bytes / 4; ++i) static_cast<std::uint32_t*>(p)[i] = first + static_cast<std::uint32_t>(i);
-  return static_cast<std::uint32_t*>(p);
-}
-std::size_t wrong(const std::uint32_t* p, std::size_t bytes, std::uint32_t first) {
-  std::size_t n = 0;
-  for (std::size_t i = 0; i < bytes / 4; ++i) n += p[i] != first + i;
-  return n;
-}
-
 // Unregistered while one thread moves it away, the address is registered again, by chance before that was heard of.
 TEST_P(ApiAddresses, a_registration_where_memory_was_just_moved_away_keeps_its_contents) {
   NOT_DRIVEN("the stand-in hears of an mremap when its old address may be in use again");

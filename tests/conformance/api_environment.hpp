@@ -122,6 +122,24 @@ inline std::string hex(const void* p) {
   return text;
 }
 
+// ---- memory of the application's own ---------------------------------------------------------------------------------
+
+// Memory at an address of its choice (null: the kernel's), every page written; null when something is there.
+inline std::uint32_t* map_filled(std::size_t bytes, std::uint32_t first, void* at = nullptr,
+                                 int protection = PROT_READ | PROT_WRITE) {
+  void* const p =
+      mmap(at, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | (at != nullptr ? MAP_FIXED_NOREPLACE : 0), -1, 0);
+  if (p == MAP_FAILED) return nullptr;
+  for (std::size_t i = 0; i < bytes / 4; ++i) static_cast<std::uint32_t*>(p)[i] = first + static_cast<std::uint32_t>(i);
+  return static_cast<std::uint32_t*>(p);
+}
+// How many words are not what map_filled() wrote.
+inline std::size_t wrong(const std::uint32_t* p, std::size_t bytes, std::uint32_t first) {
+  std::size_t n = 0;
+  for (std::size_t i = 0; i < bytes / 4; ++i) n += p[i] != first + i;
+  return n;
+}
+
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
 #if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)

@@ -88,11 +88,7 @@ TEST_P(ApiMappings, mremap_carries_device_resident_contents_along) {
 // Memory of the application's own, registered and filled with its words' numbers, that mremap moves away.
 class Moving {
  public:
-  Moving(hmmrt::context& context, std::size_t bytes)
-      : bytes_(bytes),
-        p_(static_cast<std::uint32_t*>(
-            mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
-    for (std::size_t i = 0; i < bytes / 4; ++i) p_[i] = static_cast<std::uint32_t>(i);
+  Moving(hmmrt::context& context, std::size_t bytes) : bytes_(bytes), p_(map_filled(bytes, 0)) {
     context.register_memory(p_, bytes);
   }
   ~Moving() { munmap(p_, bytes_); }
@@ -106,11 +102,7 @@ class Moving {
     p_ = static_cast<std::uint32_t*>(moved);
     return true;
   }
-  std::size_t wrong() const {
-    std::size_t n = 0;
-    for (std::size_t i = 0; i < bytes_ / 4; ++i) n += p_[i] != i;
-    return n;
-  }
+  std::size_t wrong() const { return api_test::wrong(p_, bytes_, 0); }
 
  private:
   std::size_t bytes_;

@@ -67,9 +67,7 @@ void ShimMirror::release(std::uintptr_t addr, std::size_t bytes) { munmap(pointe
 
 Status ShimMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   bool exec = false;
-  if (const Status s = maps_.check_registrable(addr, bytes, &exec); !s.ok()) return s;
-  catch_up();
-  return {};
+  return maps_.check_registrable(addr, bytes, &exec);
 }
 
 void ShimMirror::detach(std::uintptr_t, std::size_t) {}

@@ -53,10 +53,8 @@ bool UffdMirror::unwatch(std::uintptr_t addr, std::size_t bytes) const {
   return cleared != ENOENT;
 }
 
-// Ends the watch over [addr, addr + bytes) and forgets it, then calls fn(from, to) for each area that was ours. Holes are
-// left alone.
-template <class Fn>
-void UffdMirror::give_up(std::uintptr_t addr, std::size_t bytes, Fn&& fn) {
+// Ends the watch over [addr, addr + bytes) and forgets it; returns the areas that were ours. Holes are left alone.
+std::vector<std::pair<std::uintptr_t, std::uintptr_t>> UffdMirror::give_up(std::uintptr_t addr, std::size_t bytes) {
   const std::uintptr_t end = addr + bytes;
   std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ours;
   std::uintptr_t from = 0;
@@ -78,12 +76,12 @@ void UffdMirror::give_up(std::uintptr_t addr, std::size_t bytes, Fn&& fn) {
     }
   }
   ranges_.erase(addr, bytes);
-  for (const auto& [first, last] : ours) fn(first, last);
+  return ours;
 }
 
 void UffdMirror::release(std::uintptr_t addr, std::size_t bytes) {
   // Forgotten first: from then on anybody may map something there. Unwatched first: it must not raise an event.
-  give_up(addr, bytes, [](std::uintptr_t from, std::uintptr_t to) { munmap(pointer(from), to - from); });
+  for (const auto& [from, to] : give_up(addr, bytes)) munmap(pointer(from), to - from);
 }
 
 Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
@@ -95,9 +93,7 @@ Status UffdMirror::attach(std::uintptr_t addr, std::size_t bytes) {
   return watch(addr, bytes, exec);
 }
 
-void UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) {
-  give_up(addr, bytes, [](std::uintptr_t, std::uintptr_t) {});
-}
+void UffdMirror::detach(std::uintptr_t addr, std::size_t bytes) { (void)give_up(addr, bytes); }
 
 Status UffdMirror::rehome(std::uintptr_t from, std::uintptr_t to, std::size_t bytes) {
   // What is still watched by us at `to` is what the kernel moved there, armed as it was.

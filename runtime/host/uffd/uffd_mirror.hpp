@@ -26,6 +26,8 @@
 
 #include <array>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "host/host_mirror.hpp"
 #include "host/maps.hpp"
@@ -169,8 +171,7 @@ class UffdMirror final : public HostMirror {
   // ranges.cpp, events.cpp
   Status watch(std::uintptr_t addr, std::size_t bytes, bool exec);
   bool unwatch(std::uintptr_t addr, std::size_t bytes) const;
-  template <class Fn>
-  void give_up(std::uintptr_t addr, std::size_t bytes, Fn&& fn);
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> give_up(std::uintptr_t addr, std::size_t bytes);
   std::size_t translate(const uffd_msg* messages, std::size_t count, std::span<HostEvent> out);
   bool own_fault(const uffd_msg& message);
   // One ioctl, no waiting: the event thread may have to read an event before it can succeed.
