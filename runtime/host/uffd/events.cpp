@@ -53,12 +53,20 @@ void UffdMirror::interrupt() {
 }
 
 // From before the kernel takes watched memory away until its event has been read and who did it goes on, no page of any
-// memory can be protected: asked for memory that is not watched, nothing else comes of it. Where threads never stop doing
-// that there may be no other moment: whoever had begun before the call is through by the time limit.
-void UffdMirror::catch_up_addresses() {
+// memory can be protected (EAGAIN). Where threads never stop doing that there may be no other moment, so the wait has an
+// end; by time, not by tries: on a busy machine a single one can take long.
+int UffdMirror::unprotect_in_storm(std::uintptr_t addr, std::size_t bytes) const {
   const std::uint64_t end = now_ns() + k_storm_ns;
-  while (managed_.write_protect(zeros_, k_page_size, false) == EAGAIN && now_ns() < end) {
+  int error = 0;
+  while ((error = managed_.write_protect(addr, bytes, false)) == EAGAIN && now_ns() < end) {
   }
+  return error;
+}
+
+// Asked for memory that is not watched, nothing else comes of it than the wait; and whoever had begun to take memory away
+// before the call is through by the time limit.
+void UffdMirror::catch_up_addresses() {
+  (void)unprotect_in_storm(zeros_, k_page_size);
   own_.outlast_batch();  // what was read is noted
 }
 

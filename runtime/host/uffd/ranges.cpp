@@ -12,8 +12,6 @@ namespace hmmrt {
 
 namespace {
 
-constexpr unsigned k_clear_tries = 100;  // of up to 0.5 ms
-
 void* pointer(std::uintptr_t a) { return reinterpret_cast<void*>(a); }  // NOLINT(performance-no-int-to-ptr)
 
 }  // namespace
@@ -43,12 +41,8 @@ bool UffdMirror::unwatch(std::uintptr_t addr, std::size_t bytes) const {
   // Asked before anything is done: of what another userfaultfd watches, the kernel lets us clear the protection.
   const int error = managed_.watch(addr, bytes, UFFDIO_REGISTER_MODE_WP);
   if (error != 0 && error != ENOMEM) return false;
-  // Protection first, or before Linux 6.1 it is found again by who registers this memory next. EAGAIN: some event is unread,
-  // by a thread that waits for nothing of ours.
-  int cleared = managed_.write_protect(addr, bytes, false);
-  for (unsigned i = 0; cleared == EAGAIN && i < k_clear_tries; ++i) {
-    cleared = managed_.write_protect(addr, bytes, false);
-  }
+  // Protection first, or before Linux 6.1 it is found again by who registers this memory next.
+  const int cleared = unprotect_in_storm(addr, bytes);
   managed_.unwatch(addr, bytes);
   return cleared != ENOENT;
 }

@@ -171,6 +171,7 @@ class UffdMirror final : public HostMirror {
   // ranges.cpp, events.cpp
   Status watch(std::uintptr_t addr, std::size_t bytes, bool exec);
   bool unwatch(std::uintptr_t addr, std::size_t bytes) const;
+  int unprotect_in_storm(std::uintptr_t addr, std::size_t bytes) const;  // errno
   std::vector<std::pair<std::uintptr_t, std::uintptr_t>> give_up(std::uintptr_t addr, std::size_t bytes);
   std::size_t translate(const uffd_msg* messages, std::size_t count, std::span<HostEvent> out);
   bool own_fault(const uffd_msg& message);
