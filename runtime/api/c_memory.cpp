@@ -90,7 +90,8 @@ Status discard_now(Context& c, const Pages& pages) {
     });
   });
   for (const Pages& run : runs) {
-    if (madvise(reinterpret_cast<void*>(run.addr), run.bytes, MADV_DONTNEED) != 0) {
+    // ENOMEM: some of it is unmapped meanwhile, and the rest has been dropped.
+    if (madvise(reinterpret_cast<void*>(run.addr), run.bytes, MADV_DONTNEED) != 0 && errno != ENOMEM) {
       return fail(HMMRT_ERROR_SYSTEM, "hmmrt_discard: madvise(MADV_DONTNEED) of [%#zx, +%zu): %s", run.addr, run.bytes,
                   std::strerror(errno));
     }

@@ -255,9 +255,11 @@ Status Context::unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable)
     return {};
   }
   void* memory = reinterpret_cast<void*>(addr);
-  // The application may have changed its protection; what is handed out again is ordinary memory.
-  if (mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) return {};
-  if (madvise(memory, bytes, MADV_DONTNEED) != 0) return {};
+  // The application may have changed its protection; what is handed out again is ordinary memory, and all there.
+  if (mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0 || madvise(memory, bytes, MADV_DONTNEED) != 0) {
+    release_arena(static_cast<std::byte*>(memory), bytes);
+    return {};
+  }
   (void)host_->send(addr, bytes, k_cpu, Wish::managed);  // or a driver would take it for where it was
   service_->fence();
   *reusable = true;

@@ -214,15 +214,12 @@ class HostMirror {
   virtual std::size_t fetch_records(std::span<DriverRecord> /*out*/) { return 0; }
   // Pages of a block that the driver would keep in system memory, or bring there, if it were asked to send them to a device.
   virtual PageMask kept_home(std::uintptr_t /*base*/, Processor /*to*/) { return {}; }
-  // Moves whole pages, in one call for any length. With `order`, future faults there move pages in groups of 2^order,
+  // Moves whole pages, in one call for any length; of what is mapped, for not all unmapping is reported. With `order`, future faults there move pages in groups of 2^order,
   // aligned. False: refused (failure_detail() says why); nothing is known to have moved.
   virtual bool send(std::uintptr_t /*addr*/, std::size_t /*bytes*/, Processor /*to*/, Wish /*wish*/,
                     unsigned /*order*/ = 0) {
     return false;
   }
-  // Pages of a block where nothing is mapped, asked of the kernel: events of unmapping can be lost, as all reports of a
-  // driver can.
-  virtual PageMask unmapped(std::uintptr_t /*base*/, const PageMask& /*pages*/) { return {}; }
   // Brings pages of a block home and ties them to system memory, where devices use them in place, until let_go(). False as
   // above. Claim held.
   virtual bool tie(std::uintptr_t /*base*/, const PageMask& /*pages*/, Wish /*wish*/) { return false; }

@@ -95,12 +95,10 @@ void with_claims(House& house, std::uintptr_t addr, std::size_t bytes, Fn&& fn) 
 
 }  // namespace
 
-namespace {
-
-// Those of the block's pages that are mapped now, with whatever rights but none.
-PageMask mapped_of(House& house, const Block& block, const PageMask& pages) {
-  PageMask mapped;
-  pages.for_each_run([&](unsigned first, unsigned count) {
+void adopt(House& house, Block& block, const PageMask& pages) {
+  const PageMask strangers = pages - block.valid;
+  strangers.for_each_run([&](unsigned first, unsigned count) {
+    PageMask mapped;
     house.host.query_rights(
         block.base + first * k_page_size, count * k_page_size,
         [](void* out, std::uintptr_t from, std::size_t bytes, Rights rights) {
@@ -109,15 +107,8 @@ PageMask mapped_of(House& house, const Block& block, const PageMask& pages) {
               PageMask::range(page_in_block(from), static_cast<unsigned>(bytes >> k_page_shift));
         },
         &mapped);
+    if (mapped.any()) make_valid(house, block, mapped, nullptr);
   });
-  return mapped;
-}
-
-}  // namespace
-
-void adopt(House& house, Block& block, const PageMask& pages) {
-  const PageMask mapped = mapped_of(house, block, pages - block.valid);
-  if (mapped.any()) make_valid(house, block, mapped, nullptr);
 }
 
 std::uintptr_t adopt(House& house, std::uintptr_t addr, std::size_t bytes) {
@@ -201,21 +192,6 @@ Status unmanage(House& house, PipelinePool& pool, Range* range, bool bring_home)
 
 namespace {
 
-// Where the driver has refused part of a block: what is still mapped there. Of the rest no report may ever come, so it is
-// noticed now; the driver refuses whatever has such a page in it.
-std::vector<Extent> still_mapped(House& house, const Extent& part) {
-  std::vector<Extent> runs;
-  with_claims(house, part.addr, part.bytes, [&](Block& block, const PageMask& all) {
-    const PageMask pages = all & block.valid;
-    const PageMask gone = house.host.unmapped(block.base, pages);
-    if (gone.any()) notice(house, block, gone, true);
-    (pages - gone).for_each_run([&](unsigned first, unsigned count) {
-      runs.push_back({block.base + first * k_page_size, count * k_page_size});
-    });
-  });
-  return runs;
-}
-
 // Asks the driver, which may know better than the books where the pages are; of what is mapped. Pages that are pinned, or that
 // it would not send there, stay. Moves to *sent what it did not refuse; returns how many pages stay or were refused.
 std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, Cause cause,
@@ -245,13 +221,10 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
   };
   for (const Extent& run : runs) {
     if (ask(run)) continue;
-    // All of it is refused for a page's sake, one that is not mapped any more, or for want of memory.
+    // All of it is refused for a part's sake, for want of memory perhaps.
     for (std::uintptr_t at = run.addr; at < run.end(); at = block_floor(at) + k_block_size) {
       const Extent part{at, std::min(run.end(), block_floor(at) + k_block_size) - at};
-      if (part != run && ask(part)) continue;
-      for (const Extent& rest : still_mapped(house, part)) {
-        if (rest == part || !ask(rest)) refused += rest.bytes >> k_page_shift;
-      }
+      if (part == run || !ask(part)) refused += part.bytes >> k_page_shift;
     }
   }
   if (to == k_cpu) return refused;

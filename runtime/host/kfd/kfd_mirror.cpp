@@ -172,7 +172,7 @@ Status KfdMirror::open(const KfdConfig& config) {
     fds.push_back(fd);
   }
   reader_ = std::make_unique<kfd::SmiReader>(std::move(fds), std::move(gpus));
-  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, linked_gpus(ours), xnack(), granularity[0].value,
+  attributes_ = std::make_unique<kfd::SvmAttributes>(*driver_, maps_, linked_gpus(ours), xnack(), granularity[0].value,
                                                      kfd::moves_whole_ranges(kfd::release()), config.on_change);
   on_reports_ = config.on_reports;
   info_.name = "kfd";
@@ -338,17 +338,6 @@ PageOutcome KfdMirror::make_exclusive(std::uintptr_t, const PageMask& pages) {
 
 bool KfdMirror::send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order) {
   return ask(addr, bytes, false, [&] { return attributes_->send(addr, bytes, to, wish, order); });
-}
-
-PageMask KfdMirror::unmapped(std::uintptr_t base, const PageMask& pages) {
-  PageMask out = pages;
-  Area area;
-  for (std::uintptr_t at = base; out.any() && maps_.next(at, &area) && area.begin < base + k_block_size;
-       at = area.end) {
-    const std::uintptr_t from = std::max(at, area.begin), to = std::min(area.end, base + k_block_size);
-    out = out - PageMask::range(page_in_block(from), static_cast<unsigned>((to - from) >> k_page_shift));
-  }
-  return out;
 }
 
 bool KfdMirror::tie(std::uintptr_t base, const PageMask& pages, Wish wish) {

@@ -89,7 +89,6 @@ class KfdMirror final : public HostMirror {
 
   std::size_t fetch_records(std::span<DriverRecord> out) override { return reader_->take(out); }
   bool send(std::uintptr_t addr, std::size_t bytes, Processor to, Wish wish, unsigned order = 0) override;
-  PageMask unmapped(std::uintptr_t base, const PageMask& pages) override;
   bool tie(std::uintptr_t base, const PageMask& pages, Wish wish) override;
   void let_go(std::uintptr_t base, const PageMask& pages) override;
   PageMask kept_home(std::uintptr_t base, Processor to) override { return attributes_->kept_home(base, to); }

@@ -25,11 +25,34 @@ class List {
   std::size_t n_ = 0;
 };
 
+struct Mapped {
+  std::uintptr_t addr;
+  std::size_t bytes;
+};
+
+// Where private anonymous memory is mapped: there can be nothing else of ours. All of it, where that cannot be told.
+std::vector<Mapped> mapped_parts(const ProcMaps& maps, std::uintptr_t addr, std::size_t bytes) {
+  std::vector<Mapped> parts;
+  const std::uintptr_t end = addr + bytes;
+  Area area;
+  for (std::uintptr_t at = addr; at < end; at = area.end) {
+    if (!maps.next(at, &area)) return {{addr, bytes}};  // the stack, at least, lies above
+    const std::uintptr_t from = std::max(at, area.begin), to = std::min(end, area.end);
+    if (from >= to) break;
+    if (area.file || area.shared) continue;
+    if (parts.empty() || parts.back().addr + parts.back().bytes != from) parts.push_back({from, 0});
+    parts.back().bytes += to - from;
+  }
+  return parts;
+}
+
 }  // namespace
 
-SvmAttributes::SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, unsigned granularity,
-                             bool whole_ranges, std::function<void(const AttributeChange&)> report)
+SvmAttributes::SvmAttributes(const SvmDriver& driver, const ProcMaps& maps, std::vector<Gpu> gpus, bool xnack,
+                             unsigned granularity, bool whole_ranges,
+                             std::function<void(const AttributeChange&)> report)
     : driver_(driver),
+      maps_(maps),
       gpus_(std::move(gpus)),
       xnack_(xnack),
       whole_ranges_(whole_ranges),
@@ -50,6 +73,20 @@ bool SvmAttributes::allowed(Wish wish, unsigned changes) {
   return true;
 }
 
+int SvmAttributes::set_mapped(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes) const {
+  constexpr unsigned k_looks = 4;  // threads may be unmapping more of it
+  int status = driver_.set(addr, bytes, attributes);
+  for (unsigned look = 0; status != 0 && look < k_looks; ++look) {
+    const std::vector<Mapped> parts = mapped_parts(maps_, addr, bytes);
+    if (parts.size() == 1 && parts[0].bytes == bytes) break;  // it is about something else
+    status = 0;
+    for (const Mapped& part : parts) {
+      if (const int error = driver_.set(part.addr, part.bytes, attributes); error != 0) status = error;
+    }
+  }
+  return status;
+}
+
 bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish,
                         bool is_allowed) {
   AttributeChange change{addr, bytes, attributes.front(), wish, Outcome::done, 0};
@@ -57,7 +94,7 @@ bool SvmAttributes::set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAtt
     change.outcome = Outcome::limited;
     (void)fail(HMMRT_ERROR_BUSY, "too many changes of attributes: at most %llu a second for the policy",
                static_cast<unsigned long long>(k_per_second));
-  } else if ((change.status = driver_.set(addr, bytes, attributes)) != 0) {
+  } else if ((change.status = set_mapped(addr, bytes, attributes)) != 0) {
     change.outcome = Outcome::refused;
     (void)fail(HMMRT_ERROR_SYSTEM, "attributes of [%#zx, +%zu) for %s: %s", addr, bytes, wish_name(wish),
                svm_error_text(change.status));

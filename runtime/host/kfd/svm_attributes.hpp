@@ -10,6 +10,8 @@
 // change also says where it is, or is to go.
 // The driver splits its ranges wherever attributes change and never joins them, so the policy's wishes are limited: at most
 // k_per_second, with bursts of k_burst. What a user or coherence needs is never refused for that.
+// The driver refuses a change of anything that has a hole. Not all holes are known: of memory that no GPU maps it reports no
+// unmapping, and any report can be lost. So what is refused is set again where something of the kind is mapped.
 // Thread: any; calls for pages of one block are ordered by its claim. Blocks on: the kernel.
 #pragma once
 
@@ -25,6 +27,7 @@
 
 #include "host/host_mirror.hpp"
 #include "host/kfd/svm_driver.hpp"
+#include "host/maps.hpp"
 
 namespace hmmrt::kfd {
 
@@ -51,8 +54,8 @@ class SvmAttributes {
 
   // gpus[i]: the context's device i. granularity: the driver's own. whole_ranges: a fault moves all that came to be managed
   // in one call, so it is done by blocks. `report` is called after every change, from any thread.
-  SvmAttributes(const SvmDriver& driver, std::vector<Gpu> gpus, bool xnack, unsigned granularity, bool whole_ranges,
-                std::function<void(const AttributeChange&)> report);
+  SvmAttributes(const SvmDriver& driver, const ProcMaps& maps, std::vector<Gpu> gpus, bool xnack, unsigned granularity,
+                bool whole_ranges, std::function<void(const AttributeChange&)> report);
 
   // The GPUs may use the memory, wherever it is.
   bool manage(std::uintptr_t addr, std::size_t bytes);
@@ -83,12 +86,15 @@ class SvmAttributes {
   bool set(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes, Wish wish) {
     return set(addr, bytes, attributes, wish, allowed(wish, 1));
   }
+  // Sets them where something is mapped; errno.
+  int set_mapped(std::uintptr_t addr, std::size_t bytes, std::span<SvmAttribute> attributes) const;
   bool allowed(Wish wish, unsigned changes);
   // Sets what Known says of the pages, all of them on `where`, in runs that are alike.
   bool restore(std::uintptr_t base, const PageMask& pages, const Known& known, Processor where, Wish wish);
   Known& known(std::uintptr_t base);  // lock_ held
 
   const SvmDriver& driver_;
+  const ProcMaps& maps_;
   const std::vector<Gpu> gpus_;
   const bool xnack_, whole_ranges_;
   const unsigned granularity_;

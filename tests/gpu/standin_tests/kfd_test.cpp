@@ -411,7 +411,7 @@ TEST_F(Kfd, what_is_refused_after_it_was_done_is_undone_or_known) {
 }
 
 // What was never on a GPU is not reported when it is unmapped.
-TEST_F(Kfd, a_hole_that_nobody_told_of_is_found_when_it_is_in_the_way) {
+TEST_F(Kfd, a_hole_that_nobody_told_of_costs_a_prefetch_nothing_else) {
   Mapping m(9 * k_block);
   std::memset(m.get(), 5, 9 * k_block);
   context().register_memory(m.get(), 9 * k_block);
@@ -422,6 +422,43 @@ TEST_F(Kfd, a_hole_that_nobody_told_of_is_found_when_it_is_in_the_way) {
   }
   EXPECT_EQ(stats().hints_without_effect, 0u);
   EXPECT_EQ(hmmrt_unregister(handle(), m.get()), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+}
+
+TEST_F(Kfd, a_hole_that_nobody_told_of_keeps_nothing_from_the_rest) {
+  constexpr std::uint32_t in_place = 1u << k_gpu;
+  Mapping m(4 * k_block);
+  std::memset(m.get(), 5, 4 * k_block);
+  context().register_memory(m.get(), 4 * k_block);
+  ASSERT_EQ(m.unmap(k_block + 7 * k_page, k_page), 0);
+  const char* const beside[] = {m.get() + k_block, m.get() + 2 * k_block - k_page};
+  context().advise(m.get(), 4 * k_block, HMMRT_ADVISE_SET_PREFERRED_LOCATION, hmmrt::cpu);
+  for (const char* p : beside) EXPECT_EQ(hmmrt_standin_attributes(p).preferred, k_system);
+  context().advise(m.get(), 4 * k_block, HMMRT_ADVISE_UNSET_PREFERRED_LOCATION, hmmrt::cpu);
+  for (const char* p : beside) EXPECT_EQ(hmmrt_standin_attributes(p).preferred, k_undefined);
+  context().pin(m.get(), 4 * k_block);
+  for (const char* p : beside) EXPECT_NE(hmmrt_standin_attributes(p).in_place & in_place, 0u);
+  context().unpin(m.get(), 4 * k_block);
+  for (const char* p : beside) {
+    EXPECT_EQ(hmmrt_standin_attributes(p).preferred, k_undefined);
+    EXPECT_EQ(hmmrt_standin_attributes(p).in_place & in_place, 0u);
+    EXPECT_EQ(*p, 5);
+  }
+  EXPECT_EQ(hmmrt_discard(handle(), m.get(), 4 * k_block, nullptr), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  for (const char* p : beside) EXPECT_EQ(*p, 0);
+  EXPECT_EQ(stats().hints_without_effect, 0u);
+  EXPECT_EQ(stats().attribute_changes_refused, 0u);
+  EXPECT_EQ(hmmrt_unregister(handle(), m.get()), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+}
+
+TEST_F(Kfd, an_allocation_with_a_hole_that_nobody_told_of_can_be_freed) {
+  auto* const p = static_cast<char*>(context().allocate(8 * k_block));
+  std::memset(p, 1, 8 * k_block);
+  ASSERT_EQ(munmap(p + 3 * k_block, k_block), 0);
+  EXPECT_EQ(hmmrt_free(handle(), p), HMMRT_SUCCESS) << hmmrt_last_error_detail();
+  unsigned char there = 0;
+  for (std::size_t i = 0; i < 8; ++i) EXPECT_NE(mincore(p + i * k_block, k_page, &there), 0) << i;
+  KfdBuffer b(context(), k_block / 4);
+  for (std::uint32_t& v : b) v = 1;
 }
 
 TEST_F(Kfd, a_move_between_gpus_is_no_fault_of_the_cpus) {
