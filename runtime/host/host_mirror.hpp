@@ -214,8 +214,9 @@ class HostMirror {
   virtual std::size_t fetch_records(std::span<DriverRecord> /*out*/) { return 0; }
   // Pages of a block that the driver would keep in system memory, or bring there, if it were asked to send them to a device.
   virtual PageMask kept_home(std::uintptr_t /*base*/, Processor /*to*/) { return {}; }
-  // Moves whole pages, in one call for any length; of what is mapped, for not all unmapping is reported. With `order`, future faults there move pages in groups of 2^order,
-  // aligned. False: refused (failure_detail() says why); nothing is known to have moved.
+  // Moves whole pages, in one call for any length; of what is mapped, for not all unmapping is reported. With `order`,
+  // future faults there move pages in groups of 2^order, aligned. False: refused (failure_detail() says why); nothing is
+  // known to have moved.
   virtual bool send(std::uintptr_t /*addr*/, std::size_t /*bytes*/, Processor /*to*/, Wish /*wish*/,
                     unsigned /*order*/ = 0) {
     return false;
