@@ -149,7 +149,7 @@ void Driver::read_events() {
   pollfd wait{pages_.events(), POLLIN, 0};
   if (poll(&wait, 1, 0) <= 0) return;
   stop();
-  // All that waits now, not what comes meanwhile.
+  // Until a read finds fewer than it has room for: of a thread that goes on at once there is always one more.
   uffd_msg messages[16];
   ssize_t n = 0;
   do {
