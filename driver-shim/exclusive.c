@@ -247,6 +247,7 @@ int shim_exclusive_block(struct shim_mirror *mirror, struct shim_batch *batch, u
 		memset(status, PTR_ERR(span) == -EFAULT ? HMMRT_SHIM_GONE : HMMRT_SHIM_NO_MEMORY, n);
 		return 0;
 	}
+	shim_walks_wait(mirror->mm);
 	shim_coherent_home(mirror, batch, addr, n);
 
 	memset(status, SHIM_UNKNOWN, n);

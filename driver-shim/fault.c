@@ -8,14 +8,109 @@
  * One case that hmm_range_fault() leaves to the caller: a private page of this device that fork() made read-only is
  * reported valid and without write permission, whatever was asked for. It goes home first; the write fault then copies.
  */
+#include <linux/delay.h>
 #include <linux/fs.h>
+#include <linux/hash.h>
 #include <linux/magic.h>
 #include <linux/sched/signal.h>
 
 #include "shim.h"
 
-/* How long one block may lose races before it is reported busy. */
+/*
+ * How long one block may lose races before it is reported busy, and how often it must have: on an emulated machine, where
+ * a TLB shootdown may take milliseconds and a migration half a second, the time alone is soon over.
+ */
 #define SHIM_FAULT_PATIENCE	msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT)
+#define SHIM_FAULT_LOSSES	16
+
+/*
+ * A walk that meets an invalidation waits until none is at work anywhere in the address space, and counts only if none
+ * came to its span meanwhile. Two threads that move pages without pause seldom leave such a moment: one is at it while
+ * the other waits for a processor. So walks are known while they last, and calls that move pages let a late one pass.
+ */
+#define SHIM_WALK_LATE		msecs_to_jiffies(10)
+
+/* How long they wait: the walk itself may wait, for a disk. */
+#define SHIM_WALK_PASS_NS	(100 * NSEC_PER_MSEC)
+
+#define SHIM_WALKS_BITS		6
+
+/* By address space, hashed. */
+static struct shim_walks {
+	spinlock_t lock;
+	struct list_head list;		/* the oldest first */
+} shim_walks[1 << SHIM_WALKS_BITS];
+
+/* On the walking thread's stack. */
+struct shim_walker {
+	struct list_head node;
+	struct mm_struct *mm;
+	unsigned long since;		/* jiffies */
+};
+
+void shim_walks_init(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(shim_walks); i++) {
+		spin_lock_init(&shim_walks[i].lock);
+		INIT_LIST_HEAD(&shim_walks[i].list);
+	}
+}
+
+static struct shim_walks *shim_walks_of(struct mm_struct *mm)
+{
+	return &shim_walks[hash_ptr(mm, SHIM_WALKS_BITS)];
+}
+
+static void shim_walk_begin(struct shim_walker *walker, struct mm_struct *mm)
+{
+	struct shim_walks *walks = shim_walks_of(mm);
+
+	walker->mm = mm;
+	spin_lock(&walks->lock);
+	walker->since = jiffies;
+	list_add_tail(&walker->node, &walks->list);
+	spin_unlock(&walks->lock);
+}
+
+static void shim_walk_end(struct shim_walker *walker)
+{
+	struct shim_walks *walks = shim_walks_of(walker->mm);
+
+	spin_lock(&walks->lock);
+	list_del(&walker->node);
+	spin_unlock(&walks->lock);
+}
+
+static bool shim_walk_is_late(struct shim_walks *walks, struct mm_struct *mm)
+{
+	struct shim_walker *walker;
+	bool late = false;
+
+	spin_lock(&walks->lock);
+	list_for_each_entry(walker, &walks->list, node) {
+		if (walker->mm != mm)
+			continue;
+		late = time_after(jiffies, walker->since + SHIM_WALK_LATE);
+		break;
+	}
+	spin_unlock(&walks->lock);
+	return late;
+}
+
+/* Lets a late walk of mm pass. Sleeps; 100 ms at most, less when killed. Not by one who walks. */
+void shim_walks_wait(struct mm_struct *mm)
+{
+	struct shim_walks *walks = shim_walks_of(mm);
+	u64 until;
+
+	if (list_empty_careful(&walks->list))
+		return;
+	until = ktime_get_ns() + SHIM_WALK_PASS_NS;
+	while (shim_walk_is_late(walks, mm) && ktime_get_ns() < until && !fatal_signal_pending(current))
+		usleep_range(20, 100);
+}
 
 /*
  * memfd_secret(): not even the kernel may see it. Its pages are not in the direct map, by which the device works;
@@ -58,31 +153,22 @@ static int shim_walk_range(struct mm_struct *mm, struct hmm_range *range)
 	return 0;
 }
 
-/* Walks [addr, addr + n); on 0, the span is locked for reading and pfns are what the CPU has. */
-static int shim_walk(struct shim_mirror *mirror, struct shim_span *span, unsigned long *pfns, unsigned long addr,
-		     unsigned int n, unsigned long want)
+/* One walk after the other, until one counts. */
+static int shim_walk_until(struct shim_mirror *mirror, struct shim_span *span, struct hmm_range *range)
 {
 	unsigned long until = jiffies + SHIM_FAULT_PATIENCE;
-	struct hmm_range range = {
-		.notifier		= &span->mni,
-		.start			= addr,
-		.end			= addr + ((unsigned long)n << PAGE_SHIFT),
-		.hmm_pfns		= pfns,
-		.default_flags		= want,
-		.dev_private_owner	= mirror->dev,
-	};
+	unsigned int losses;
 	int err;
 
-	memset(pfns, 0, n * sizeof(*pfns));	/* from 6.16 on, some of their flags are input */
-	for (;;) {
+	for (losses = 0;; losses++) {
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		if (time_after(jiffies, until))
+		if (losses > SHIM_FAULT_LOSSES && time_after(jiffies, until))
 			return -EBUSY;
-		range.notifier_seq = mmu_interval_read_begin(range.notifier);
+		range->notifier_seq = mmu_interval_read_begin(range->notifier);
 		if (mmap_read_lock_killable(mirror->mm))
 			return -EINTR;
-		err = shim_walk_range(mirror->mm, &range);
+		err = shim_walk_range(mirror->mm, range);
 		mmap_read_unlock(mirror->mm);
 		if (err == -EBUSY) {
 			cond_resched();
@@ -91,12 +177,34 @@ static int shim_walk(struct shim_mirror *mirror, struct shim_span *span, unsigne
 		if (err)
 			return err;
 		down_read(&span->lock);
-		if (!mmu_interval_read_retry(range.notifier, range.notifier_seq) &&
+		if (!mmu_interval_read_retry(range->notifier, range->notifier_seq) &&
 		    !shim_inject(mirror->dev, HMMRT_SHIM_INJECT_RETRY))
 			return 0;
 		up_read(&span->lock);
 		cond_resched();
 	}
+}
+
+/* Walks [addr, addr + n); on 0, the span is locked for reading and pfns are what the CPU has. */
+static int shim_walk(struct shim_mirror *mirror, struct shim_span *span, unsigned long *pfns, unsigned long addr,
+		     unsigned int n, unsigned long want)
+{
+	struct hmm_range range = {
+		.notifier		= &span->mni,
+		.start			= addr,
+		.end			= addr + ((unsigned long)n << PAGE_SHIFT),
+		.hmm_pfns		= pfns,
+		.default_flags		= want,
+		.dev_private_owner	= mirror->dev,
+	};
+	struct shim_walker walker;
+	int err;
+
+	memset(pfns, 0, n * sizeof(*pfns));	/* from 6.16 on, some of their flags are input */
+	shim_walk_begin(&walker, mirror->mm);
+	err = shim_walk_until(mirror, span, &range);
+	shim_walk_end(&walker);
+	return err;
 }
 
 /*

@@ -102,6 +102,7 @@ static int __init shim_init(void)
 		pr_info(SHIM_NAME ": this kernel's exclusive access is of a kind unknown to this module: EXCLUSIVE is off\n");
 
 	shim_gates_init();
+	shim_walks_init();
 	for (i = 0; i < private_devices && !err; i++)
 		err = shim_make(type, 0, private_mb);
 	for (i = 0; i < coherent_devices && !err; i++) {

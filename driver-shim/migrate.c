@@ -307,6 +307,7 @@ int shim_to_sys_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 	unsigned int i;
 
 	memset(batch->status, SHIM_UNKNOWN, n);
+	shim_walks_wait(mirror->mm);
 	shim_home_range(dev, batch, mirror->mm, addr, n, batch->status);
 	shim_tell_moved(mirror, batch->status, addr, n, dev->id, HMMRT_SHIM_LOC_SYSTEM, HMMRT_SHIM_REASON_REQUEST,
 			cookie);
@@ -554,6 +555,7 @@ int shim_to_dev_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 	memset(batch->status, SHIM_UNKNOWN, n);
 	for (round = 0; round < SHIM_TO_DEV_ROUNDS; round++) {
 		shim_arrivals_wait(dev, mirror->mm, addr, n);
+		shim_walks_wait(mirror->mm);
 		err = shim_to_dev_round(mirror, batch, addr, n, flags, granule);
 		if (err && flags & HMMRT_SHIM_RANGE_EVICT && (err == -ENOSPC || err == -EDQUOT)) {
 			unsigned long room = 0;

@@ -32,6 +32,7 @@
  *   shim_span.lock          "the mirror lock" of 1 GiB of addresses
  *   shim_device.list_lock, and in it shim_mirror.files_lock      spinlocks
  *   shim_device.frame_lock  spinlock, with interrupts off; a leaf
+ *   shim_walks.lock         spinlock; a leaf
  *
  * Under a span's lock: no user copies, no GFP_KERNEL allocation, no hmm_range_fault, no migrate_vma_*.
  */
@@ -353,6 +354,8 @@ void shim_home_range(struct shim_device *dev, struct shim_batch *batch, struct m
 		     unsigned int n, u8 *status);
 void shim_home_other(struct shim_device *other, struct shim_batch *batch, struct mm_struct *mm, unsigned long start,
 		     unsigned int n, u8 *status);
+void shim_walks_init(void);
+void shim_walks_wait(struct mm_struct *mm);
 void shim_gates_init(void);
 struct rw_semaphore *shim_gate(struct mm_struct *mm);
 void shim_split_huge(struct shim_device *dev, struct mm_struct *mm, unsigned long addr);

@@ -389,6 +389,24 @@ static void to_dev_races_dontneed(void) {
   stop(&movers[1]);
 }
 
+/* Somebody always migrates: a device fault must find its moment all the same. */
+static void a_device_fault_gets_past_threads_that_migrate(void) {
+  struct looper movers[4];
+  race_pages = map_pages(k_race);
+  fill(race_pages, k_race, 3);
+  for (int i = 0; i < 4; i++) start(&movers[i], i % 2 ? migrate_race : to_device_race, NULL);
+  const double since = seconds();
+  for (uint32_t i = 0; !enough(since, (int)i, 3000); i++) {
+    uint32_t* page = (uint32_t*)(race_pages + i % k_race * k_page);
+    uint32_t back = 0;
+    CHECK_EQ(device_read(fd, page + 16, &back, 4), 0);
+    CHECK_EQ(back, word_of(i % k_race * k_page / 4 + 16, 3));
+    CHECK_EQ(device_write(fd, page + 1, &i, 4), 0);
+    CHECK_EQ(page[1], i);
+  }
+  for (int i = 0; i < 4; i++) stop(&movers[i]);
+}
+
 static void to_dev_races_munmap(void) {
   struct looper mover;
   const double since = seconds();
@@ -828,6 +846,7 @@ static const struct test tests[] = {
     TEST(kill_at_any_point),
     TEST(exclusive_access_races_migration_and_eviction),
     TEST(to_dev_races_dontneed),
+    TEST(a_device_fault_gets_past_threads_that_migrate),
     TEST(to_dev_races_munmap),
     TEST(to_dev_races_mremap),
     TEST(to_dev_races_first_touch),
