@@ -3,9 +3,13 @@
 // system calls.
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+
+#include <algorithm>
+#include <chrono>
 
 #include "uffd_fixture.hpp"
 
@@ -322,6 +326,40 @@ TEST_P(UffdEvents, application_removal_during_a_copied_withdrawal_blocks_nobody)
   EXPECT_EQ(t.outcome.done.count(), 7u);
   EXPECT_TRUE(all_bytes(w.page(2), 0));
   EXPECT_EQ(w.fault_count(), 0u);
+}
+
+// It would wait for itself, and with it everybody whose event or fault it has not read.
+TEST(UffdReader, does_not_wait_while_an_event_is_to_be_read) {
+  uffd::Probe probe;
+  const Status status = uffd::probe(false, &probe);
+  ASSERT_TRUE(status.ok());
+  uffd::Uffd uffd(uffd::open_uffd(probe, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE));
+  const std::uintptr_t at = map_aligned(k_block_size, PROT_READ | PROT_WRITE);
+  void* const memory = reinterpret_cast<void*>(at);
+  memset(memory, 1, k_page_size);
+  ASSERT_EQ(uffd.watch(at, k_block_size, UFFDIO_REGISTER_MODE_WP), 0);
+  std::thread application([&] { madvise(memory, k_page_size, MADV_DONTNEED); });
+  pollfd unread{uffd.fd(), POLLIN, 0};
+  ASSERT_EQ(poll(&unread, 1, -1), 1);
+  const auto median_ns = [&] {
+    std::array<std::int64_t, 21> times;
+    for (std::int64_t& t : times) {
+      const auto since = std::chrono::steady_clock::now();
+      EXPECT_EQ(uffd.write_protect(at, k_page_size, true), EAGAIN);
+      t = (std::chrono::steady_clock::now() - since).count();
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  };
+  const std::int64_t waits = median_ns();
+  uffd.read_here();
+  EXPECT_LT(median_ns(), waits / 4);
+  uffd_msg message{};
+  EXPECT_EQ(read(uffd.fd(), &message, sizeof message), static_cast<ssize_t>(sizeof message));
+  EXPECT_EQ(message.event, UFFD_EVENT_REMOVE);
+  EXPECT_EQ(uffd.write_protect(at, k_page_size, true), 0);  // in the end: who was let go on needs a moment
+  application.join();
+  munmap(memory, k_block_size);
 }
 
 }  // namespace

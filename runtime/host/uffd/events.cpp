@@ -36,6 +36,7 @@ void UffdMirror::wait(std::int64_t timeout_ns) {
 std::size_t UffdMirror::fetch(std::span<HostEvent> out) {
   const std::size_t room = std::min(out.size(), messages_.size());
   if (room == 0) return 0;
+  managed_.read_here();
   for (;;) {
     own_.begin_batch();
     const ssize_t n = read(managed_.fd(), messages_.data(), room * sizeof(uffd_msg));

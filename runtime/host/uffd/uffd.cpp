@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "host/uffd/uffd.hpp"
 
+#include <poll.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -9,9 +10,31 @@
 
 namespace hmmrt::uffd {
 
-bool Backoff::wait() noexcept {
+// Waits a little longer each time.
+class Uffd::Backoff {
+ public:
+  explicit Backoff(const Uffd& uffd) noexcept : uffd_(uffd) {}
+  // False: give up.
+  bool wait() noexcept;
+  void begin_again() noexcept { tries_ = 0; }
+
+ private:
+  // An event is in the way that only this thread reads.
+  bool in_vain() const noexcept {
+    if (uffd_.reader_.load(std::memory_order_relaxed) != pthread_self()) return false;
+    pollfd unread{uffd_.fd_, POLLIN, 0};
+    return poll(&unread, 1, 0) == 1;
+  }
+
+  const Uffd& uffd_;
+  unsigned tries_ = 0;
+};
+
+bool Uffd::Backoff::wait() noexcept {
   constexpr unsigned k_yields = 32;
   constexpr unsigned k_naps = 4;
+  constexpr unsigned k_reader_yields = 8;  // what is to be read may be a fault, and in the way who was just let go on
+  if (tries_ >= k_reader_yields && in_vain()) return false;
   if (tries_ < k_yields) {
     sched_yield();
   } else if (tries_ < k_yields + k_naps) {
@@ -43,10 +66,9 @@ int Uffd::unwatch(std::uintptr_t addr, std::size_t bytes) const noexcept {
 namespace {
 
 // Drives an ioctl that reports partial progress as EAGAIN plus a byte count. `call(done, &progress)` returns errno.
-template <class Call>
-Step drive(std::size_t bytes, Call&& call) noexcept {
+template <class Backoff, class Call>
+Step drive(Backoff backoff, std::size_t bytes, Call&& call) noexcept {
   Step step;
-  Backoff backoff;
   for (;;) {
     std::int64_t progress = 0;
     const int error = call(step.bytes, &progress);
@@ -54,7 +76,7 @@ Step drive(std::size_t bytes, Call&& call) noexcept {
     if (progress > 0) {
       step.bytes += static_cast<std::size_t>(progress);
       if (step.bytes >= bytes) return {bytes, 0};
-      backoff = {};
+      backoff.begin_again();
       continue;  // the next call names what stopped this one
     }
     if (error != EAGAIN || !backoff.wait()) {
@@ -67,7 +89,7 @@ Step drive(std::size_t bytes, Call&& call) noexcept {
 }  // namespace
 
 Step Uffd::move(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes) const noexcept {
-  return drive(bytes, [&](std::size_t done, std::int64_t* progress) {
+  return drive(Backoff(*this), bytes, [&](std::size_t done, std::int64_t* progress) {
     MoveArgs args{dst + done, src + done, bytes - done, 0, 0};
     const int error = ioctl(fd_, k_ioctl_move, &args) == 0 ? 0 : errno;
     *progress = args.move;
@@ -76,7 +98,7 @@ Step Uffd::move(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes) const
 }
 
 Step Uffd::copy(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes, bool write_protected) const noexcept {
-  return drive(bytes, [&](std::size_t done, std::int64_t* progress) {
+  return drive(Backoff(*this), bytes, [&](std::size_t done, std::int64_t* progress) {
     uffdio_copy args{};
     args.dst = dst + done;
     args.src = src + done;
@@ -89,7 +111,7 @@ Step Uffd::copy(std::uintptr_t dst, std::uintptr_t src, std::size_t bytes, bool 
 }
 
 int Uffd::write_protect(std::uintptr_t addr, std::size_t bytes, bool on) const noexcept {
-  Backoff backoff;
+  Backoff backoff(*this);
   for (;;) {
     uffdio_writeprotect args{};
     args.range = {addr, bytes};

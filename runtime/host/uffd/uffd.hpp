@@ -3,17 +3,20 @@
 // here knows blocks, staging or policy.
 //
 // Every range operation answers with a Step: how many bytes were finished and which errno stopped it there (0: all of
-// it). EAGAIN means that an application munmap, mremap or madvise is under way and that its event has not been read
-// yet; it is retried with a bounded backoff (a few milliseconds) and only then reported, so that a caller on the event
-// thread cannot deadlock with the event it has not read.
+// it). EAGAIN means that an application munmap, mremap or madvise is under way: its event has not been read yet, or who
+// made it has not gone on since. It is retried for about 0.5 ms and only then reported. Not longer: the event may wait for
+// the delivery that waits here (migrate/event_gate.hpp). And hardly at all on the thread that reads, while there is
+// something to read: nobody else will.
 //
 // Debian 12's headers stop at Linux 6.1; what is newer is declared here.
 // Thread: any. Blocks on: the kernel only.
 #pragma once
 
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -33,17 +36,6 @@ struct Step {
   int error = 0;
 };
 
-// Waits a little longer each time; gives up after about 0.5 ms in all. Not more: the event that has to be read first may
-// wait for the delivery that waits here (migrate/event_gate.hpp).
-class Backoff {
- public:
-  // False: give up.
-  bool wait() noexcept;
-
- private:
-  unsigned tries_ = 0;
-};
-
 class Uffd {
  public:
   explicit Uffd(int fd = -1) : fd_(fd) {}
@@ -52,6 +44,8 @@ class Uffd {
   Uffd& operator=(const Uffd&) = delete;
 
   int fd() const { return fd_; }
+  // The calling thread is the one that reads, from now on.
+  void read_here() noexcept { reader_.store(pthread_self(), std::memory_order_relaxed); }
 
   // UFFDIO_REGISTER_MODE_*. Returns errno. Registering again with more modes adds them.
   int watch(std::uintptr_t addr, std::size_t bytes, std::uint64_t modes) const noexcept;
@@ -69,7 +63,10 @@ class Uffd {
   void wake(std::uintptr_t addr, std::size_t bytes) const noexcept;
 
  private:
+  class Backoff;
+
   int fd_;
+  std::atomic<pthread_t> reader_{};
 };
 
 }  // namespace hmmrt::uffd
