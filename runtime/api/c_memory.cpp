@@ -81,12 +81,7 @@ Status discard_now(Context& c, const Pages& pages) {
   c.for_each_claimed(pages.addr, pages.bytes, [&](Block& block, const PageMask& in_range) {
     kept += (block.pinned & in_range).count();
     ((block.valid - block.pinned) & in_range).for_each_run([&](unsigned first, unsigned count) {
-      const std::uintptr_t at = block.base + first * k_page_size;
-      if (!runs.empty() && runs.back().end() == at) {
-        runs.back().bytes += count * k_page_size;
-      } else {
-        runs.push_back({at, count * k_page_size});
-      }
+      append(runs, block.base + first * k_page_size, count * k_page_size);
     });
   });
   for (const Pages& run : runs) {

@@ -242,9 +242,7 @@ Status Context::unmanage(std::uintptr_t addr, std::size_t bytes, bool* reusable)
   for (const Extent& range : ranges) {
     for_each_claimed(range.addr, range.bytes, [&](Block& block, const PageMask& pages) {
       (pages & block.valid).for_each_run([&](unsigned first, unsigned count) {
-        const std::uintptr_t at = block.base + first * k_page_size;
-        if (left.empty() || left.back().end() != at) left.push_back({at, 0});
-        left.back().bytes += count * k_page_size;
+        append(left, block.base + first * k_page_size, count * k_page_size);
       });
     });
     if (const Status s = forget(range.addr, false); !s.ok()) return s;

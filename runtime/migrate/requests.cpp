@@ -208,9 +208,7 @@ std::uint64_t send(House& house, std::span<const Extent> extents, Processor to, 
       }
       refused += stay.count();
       ((pages & block.valid) - stay).for_each_run([&](unsigned first, unsigned count) {
-        const std::uintptr_t at = block.base + first * k_page_size;
-        if (runs.empty() || runs.back().end() != at) runs.push_back({at, 0});
-        runs.back().bytes += count * k_page_size;
+        append(runs, block.base + first * k_page_size, count * k_page_size);
       });
     });
   }

@@ -13,18 +13,12 @@
 #include <vector>
 
 #include "space/block.hpp"
+#include "space/extent.hpp"
 #include "space/slab.hpp"
 #include "space/status.hpp"
 #include "trace/counters.hpp"
 
 namespace hmmrt {
-
-struct Extent {
-  std::uintptr_t addr = 0;
-  std::size_t bytes = 0;
-  std::uintptr_t end() const { return addr + bytes; }
-  bool operator==(const Extent&) const = default;
-};
 
 // One allocation or registration.
 struct Range {

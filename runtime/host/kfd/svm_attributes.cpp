@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "space/extent.hpp"
+
 namespace hmmrt::kfd {
 
 namespace {
@@ -25,14 +27,9 @@ class List {
   std::size_t n_ = 0;
 };
 
-struct Mapped {
-  std::uintptr_t addr;
-  std::size_t bytes;
-};
-
 // Where private anonymous memory is mapped: there can be nothing else of ours. All of it, where that cannot be told.
-std::vector<Mapped> mapped_parts(const ProcMaps& maps, std::uintptr_t addr, std::size_t bytes) {
-  std::vector<Mapped> parts;
+std::vector<Extent> mapped_parts(const ProcMaps& maps, std::uintptr_t addr, std::size_t bytes) {
+  std::vector<Extent> parts;
   const std::uintptr_t end = addr + bytes;
   Area area;
   for (std::uintptr_t at = addr; at < end; at = area.end) {
@@ -40,8 +37,7 @@ std::vector<Mapped> mapped_parts(const ProcMaps& maps, std::uintptr_t addr, std:
     const std::uintptr_t from = std::max(at, area.begin), to = std::min(end, area.end);
     if (from >= to) break;
     if (area.file || area.shared) continue;
-    if (parts.empty() || parts.back().addr + parts.back().bytes != from) parts.push_back({from, 0});
-    parts.back().bytes += to - from;
+    append(parts, from, to - from);
   }
   return parts;
 }
@@ -77,10 +73,10 @@ int SvmAttributes::set_mapped(std::uintptr_t addr, std::size_t bytes, std::span<
   constexpr unsigned k_looks = 4;  // threads may be unmapping more of it
   int status = driver_.set(addr, bytes, attributes);
   for (unsigned look = 0; status != 0 && look < k_looks; ++look) {
-    const std::vector<Mapped> parts = mapped_parts(maps_, addr, bytes);
+    const std::vector<Extent> parts = mapped_parts(maps_, addr, bytes);
     if (parts.size() == 1 && parts[0].bytes == bytes) break;  // it is about something else
     status = 0;
-    for (const Mapped& part : parts) {
+    for (const Extent& part : parts) {
       if (const int error = driver_.set(part.addr, part.bytes, attributes); error != 0) status = error;
     }
   }
