@@ -26,11 +26,12 @@
 /*
  * A walk that meets an invalidation waits until none is at work anywhere in the address space, and counts only if none
  * came to its span meanwhile. Two threads that move pages without pause seldom leave such a moment: one is at it while
- * the other waits for a processor. So walks are known while they last, and calls that move pages let a late one pass.
+ * the other waits for a processor. So walks are listed while they last, and calls that move pages let a late one pass: one
+ * that has lost, or waits to begin. (Not one that only takes long, because of a disk.)
  */
 #define SHIM_WALK_LATE		msecs_to_jiffies(10)
 
-/* How long they wait: the walk itself may wait, for a disk. */
+/* How long they wait: it may take long besides. */
 #define SHIM_WALK_PASS_NS	(100 * NSEC_PER_MSEC)
 
 #define SHIM_WALKS_BITS		6
@@ -38,7 +39,7 @@
 /* By address space, hashed. */
 static struct shim_walks {
 	spinlock_t lock;
-	struct list_head list;		/* the oldest first */
+	struct list_head list;
 } shim_walks[1 << SHIM_WALKS_BITS];
 
 /* On the walking thread's stack. */
@@ -46,6 +47,7 @@ struct shim_walker {
 	struct list_head node;
 	struct mm_struct *mm;
 	unsigned long since;		/* jiffies */
+	bool losing;			/* has lost, or waits to begin */
 };
 
 void shim_walks_init(void)
@@ -68,9 +70,10 @@ static void shim_walk_begin(struct shim_walker *walker, struct mm_struct *mm)
 	struct shim_walks *walks = shim_walks_of(mm);
 
 	walker->mm = mm;
+	walker->losing = false;
 	spin_lock(&walks->lock);
 	walker->since = jiffies;
-	list_add_tail(&walker->node, &walks->list);
+	list_add(&walker->node, &walks->list);
 	spin_unlock(&walks->lock);
 }
 
@@ -89,12 +92,9 @@ static bool shim_walk_is_late(struct shim_walks *walks, struct mm_struct *mm)
 	bool late = false;
 
 	spin_lock(&walks->lock);
-	list_for_each_entry(walker, &walks->list, node) {
-		if (walker->mm != mm)
-			continue;
-		late = time_after(jiffies, walker->since + SHIM_WALK_LATE);
-		break;
-	}
+	list_for_each_entry(walker, &walks->list, node)
+		late |= walker->mm == mm && READ_ONCE(walker->losing) &&
+			time_after(jiffies, walker->since + SHIM_WALK_LATE);
 	spin_unlock(&walks->lock);
 	return late;
 }
@@ -154,7 +154,8 @@ static int shim_walk_range(struct mm_struct *mm, struct hmm_range *range)
 }
 
 /* One walk after the other, until one counts. */
-static int shim_walk_until(struct shim_mirror *mirror, struct shim_span *span, struct hmm_range *range)
+static int shim_walk_until(struct shim_mirror *mirror, struct shim_span *span, struct hmm_range *range,
+			   struct shim_walker *walker)
 {
 	unsigned long until = jiffies + SHIM_FAULT_PATIENCE;
 	unsigned int losses;
@@ -163,9 +164,11 @@ static int shim_walk_until(struct shim_mirror *mirror, struct shim_span *span, s
 	for (losses = 0;; losses++) {
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		if (losses > SHIM_FAULT_LOSSES && time_after(jiffies, until))
+		if (losses >= SHIM_FAULT_LOSSES && time_after(jiffies, until))
 			return -EBUSY;
+		WRITE_ONCE(walker->losing, true);
 		range->notifier_seq = mmu_interval_read_begin(range->notifier);
+		WRITE_ONCE(walker->losing, losses > 0);
 		if (mmap_read_lock_killable(mirror->mm))
 			return -EINTR;
 		err = shim_walk_range(mirror->mm, range);
@@ -202,7 +205,7 @@ static int shim_walk(struct shim_mirror *mirror, struct shim_span *span, unsigne
 
 	memset(pfns, 0, n * sizeof(*pfns));	/* from 6.16 on, some of their flags are input */
 	shim_walk_begin(&walker, mirror->mm);
-	err = shim_walk_until(mirror, span, &range);
+	err = shim_walk_until(mirror, span, &range, &walker);
 	shim_walk_end(&walker);
 	return err;
 }

@@ -554,8 +554,8 @@ int shim_to_dev_block(struct shim_mirror *mirror, struct shim_batch *batch, unsi
 
 	memset(batch->status, SHIM_UNKNOWN, n);
 	for (round = 0; round < SHIM_TO_DEV_ROUNDS; round++) {
-		shim_arrivals_wait(dev, mirror->mm, addr, n);
 		shim_walks_wait(mirror->mm);
+		shim_arrivals_wait(dev, mirror->mm, addr, n);
 		err = shim_to_dev_round(mirror, batch, addr, n, flags, granule);
 		if (err && flags & HMMRT_SHIM_RANGE_EVICT && (err == -ENOSPC || err == -EDQUOT)) {
 			unsigned long room = 0;

@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::uint32_t k_ring_order = 12;
 constexpr std::size_t k_at_once = 128;  // accesses in one call
-constexpr unsigned k_lost_races = 16;   // in one access(), each a second long, before it fails
+constexpr unsigned k_lost_races = 16;   // in one access(), each at least a second long, before it fails
 
 std::uint64_t number(const void* p) { return reinterpret_cast<std::uintptr_t>(p); }
 
@@ -158,7 +158,7 @@ void ShimDevice::access(std::span<FarAccess* const> accesses) noexcept {
   }
 }
 
-// An access that lost its races against invalidations for a second: others may go first, then it tries again.
+// An access that lost its races against invalidations for a second or more: others may go first, then it tries again.
 void ShimDevice::retry(FarAccess& a, unsigned* lost) const noexcept {
   while (a.error == EBUSY && (*lost)++ < k_lost_races) {
     sched_yield();

@@ -33,11 +33,9 @@ class Uffd::Backoff {
 bool Uffd::Backoff::wait() noexcept {
   constexpr unsigned k_yields = 32;
   constexpr unsigned k_naps = 4;
-  constexpr unsigned k_reader_yields = 8;  // what is to be read may be a fault, and in the way who was just let go on
-  if (tries_ >= k_reader_yields && in_vain()) return false;
-  if (tries_ < k_yields) {
+  if (tries_ < k_yields) {  // in the way may be who was just let go on, and what is to be read a fault
     sched_yield();
-  } else if (tries_ < k_yields + k_naps) {
+  } else if (tries_ < k_yields + k_naps && !in_vain()) {
     const timespec nap{0, 50'000};
     nanosleep(&nap, nullptr);
   } else {

@@ -5,7 +5,7 @@
 // Every range operation answers with a Step: how many bytes were finished and which errno stopped it there (0: all of
 // it). EAGAIN means that an application munmap, mremap or madvise is under way: its event has not been read yet, or who
 // made it has not gone on since. It is retried for about 0.5 ms and only then reported. Not longer: the event may wait for
-// the delivery that waits here (migrate/event_gate.hpp). And hardly at all on the thread that reads, while there is
+// the delivery that waits here (migrate/event_gate.hpp). And a tenth of that on the thread that reads, while there is
 // something to read: nobody else will.
 //
 // Debian 12's headers stop at Linux 6.1; what is newer is declared here.
